@@ -1,0 +1,55 @@
+"""Folding maps into weights: the steered network as plain weights, at no cost per step.
+
+Possible because the map follows a linear step with its own output channels: diag(s) (W x + c) + b = (diag(s) W) x + (s c + b),
+and likewise γ' = s γ, β' = s β + b for a norm with learned affine.
+"""
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .sites import output_module, site_module
+from .transport import AffineMap, FoldError, TransportMaps
+
+__all__ = ["FoldError", "fold_maps"]
+
+
+def fold_maps(network: nn.Module, maps: TransportMaps, strength: float = 1.0) -> dict[str, Tensor]:
+    """New parameter values that make `network` do what `Steering(maps, strength)` does to it live.
+
+    Returns {parameter name: tensor} with the dtype and device of the old value; the network itself is not changed. Sites may
+    be Linear, Conv2d, LayerNorm or GroupNorm with learned affine, or a composite that ends with a Linear. The products are
+    fp32, but parameters kept in half precision or less round the result. Strength 0 gives an empty dict.
+
+    Raises FoldError, naming the sites, for norms without learned affine, layers without a bias that need a shift, and maps
+    of several rows; SiteError for sites that the network does not have.
+    """
+    if maps.rows != 1:
+        raise FoldError(f"Maps of {maps.rows} rows cannot be folded, because weights hold one concept; fold `maps.row(i)`.")
+    if strength == 0.0:
+        return {}
+    blended = maps.interpolate(strength)
+    leaves = {path: output_module(site_module(network, path), path) for path in blended}
+    obstacles = {path: _obstacle(leaf, blended[path]) for path, (_, leaf) in leaves.items()}
+    refused = [f"'{path}' {obstacle}" for path, obstacle in obstacles.items() if obstacle]
+    if refused:
+        named = ", ".join(refused[:4]) + (f", and {len(refused) - 4} more" if len(refused) > 4 else "")
+        raise FoldError(f"{len(refused)} of {len(maps)} sites cannot be folded ({named}); steer live, or choose other sites.")
+    folded: dict[str, Tensor] = {}
+    for path, (leaf_path, leaf) in leaves.items():
+        weight, bias = blended[path].fold_into(leaf.weight, getattr(leaf, "bias", None))
+        folded[f"{leaf_path}.weight"] = weight
+        if bias is not None:
+            folded[f"{leaf_path}.bias"] = bias
+    return folded
+
+
+def _obstacle(leaf: nn.Module, site_map: AffineMap) -> str | None:
+    """Why a map cannot become part of a module's weights, as the end of a sentence; None when it can."""
+    weight = getattr(leaf, "weight", None)
+    if weight is None:
+        return "has no learned affine"
+    if weight.shape[0] != site_map.scale.shape[-1]:
+        return f"has {weight.shape[0]} channels instead of {site_map.scale.shape[-1]}"
+    if getattr(leaf, "bias", None) is None and bool(site_map.shift.any()):
+        return "has no bias to take the shift"
+    return None

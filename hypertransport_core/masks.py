@@ -1,0 +1,41 @@
+"""Laying a picture mask on the activations of a site."""
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from .sites import Site
+
+
+def mask_for(z: Tensor, site: Site, mask: Tensor) -> Tensor | None:
+    """The mask, resized by area to the grid of an activation, in a shape that broadcasts over it; None: z has no such grid.
+
+    z: (B, C, H, W), or tokens (B, T, C); mask: (h, w) or (B, h, w) in [0, 1]. Tokens have a grid when they are the mask's
+    picture at some patch size (see `token_grid`). Text tokens never have one, whatever their number.
+    """
+    if site.channel_dim == 1:
+        grid = tuple(z.shape[-2:]) if z.ndim == 4 else None
+    else:
+        grid = None if z.ndim != 3 or site.is_text_stream else token_grid(z.shape[1], mask.shape[-2], mask.shape[-1])
+    if grid is None:
+        return None
+    resized = interpolate(mask.to(z.device).reshape(-1, 1, *mask.shape[-2:]), size=grid, mode="area")
+    return resized if site.channel_dim == 1 else resized.flatten(2).transpose(1, 2)
+
+
+def token_grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
+    """(h, w) with h * w = tokens and the aspect of a mask of height × width, or None.
+
+    Accepted: exactly the mask's aspect at any size, or the mask's size halved some times and rounded up, which is what
+    strided convolutions and padded patches make of odd sizes.
+    """
+    h = round((tokens * height / width) ** 0.5)
+    if h and tokens % h == 0 and h * width == (tokens // h) * height:
+        return h, tokens // h
+    step = 1
+    while step <= max(height, width):
+        h, w = -(-height // step), -(-width // step)
+        if h * w == tokens:
+            return h, w
+        step *= 2
+    return None

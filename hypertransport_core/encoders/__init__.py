@@ -1,0 +1,1 @@
+"""Concept encoders: text or pictures to unit vectors."""

@@ -1,0 +1,231 @@
+"""The one file format of the pack: safetensors whose metadata key `hypertransport` holds a JSON header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMAT_VERSION = 1
+METADATA_KEY = "hypertransport"
+MAX_HEADER_BYTES = 32 * 1024 * 1024
+_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}
+AGAIN = "download the file again or export it anew"
+
+
+class FileError(ValueError):
+    """A file that cannot be used or written. The message is one sentence: path, what was found, what was expected, cure."""
+
+
+def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) over names, dtypes, shapes and bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def save_file(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any],
+              modelspec: Mapping[str, str] | None = None) -> None:
+    """Write `tensors` and `header` to `path`, whole or not at all; an existing file stays as it was if anything fails.
+
+    kind: what the file is (`hypernetwork`, `transport_maps`, `statistics`, ...); header: JSON-able facts, read back by
+    `load_file`; modelspec: texts stored as `modelspec.<key>`. Parent folders are made. Raises FileError.
+    """
+    path = Path(path)
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in ready.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise FileError(f"{path} was not written: its tensor '{name}' holds NaN or infinite values, expected finite numbers: "
+                            "lower the learning rate or go back to an earlier checkpoint")
+    full = {"format_version": FORMAT_VERSION, "kind": kind, "tensors": {n: list(t.shape) for n, t in ready.items()},
+            "checksum": tensors_checksum(ready), "header": dict(header)}
+    try:
+        text = json.dumps(full, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FileError(f"{path} was not written: its header is not plain JSON ({error}), "
+                        "expected texts, finite numbers, lists and dictionaries only: convert the values first") from error
+    metadata = {METADATA_KEY: text, "format": "pt"}
+    metadata.update({f"modelspec.{key.removeprefix('modelspec.')}": str(value) for key, value in (modelspec or {}).items()})
+    from safetensors.torch import save_file as write
+
+    # Tied tensors share memory, which safetensors refuses; each gets its own bytes.
+    seen: set[int] = set()
+    for name, tensor in ready.items():
+        if tensor.untyped_storage().data_ptr() in seen:
+            ready[name] = tensor.clone()
+        seen.add(ready[name].untyped_storage().data_ptr())
+    write_atomically(path, lambda temporary: write(ready, str(temporary), metadata=metadata))
+
+
+def write_atomically(path: str | Path, write: Any) -> None:
+    """Call `write(temporary_path)` on a new file beside `path`, flush it to the disk, then move it over `path`.
+
+    On any failure the temporary file is removed and `path` is what it was. Raises FileError for whatever the disk refuses.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"'{path.name}' is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(_usual_mode(path))
+        os.replace(temporary, path)
+        temporary = None
+    except FileError:
+        raise
+    except Exception as error:  # safetensors wraps the system's errors in its own kinds
+        if not isinstance(error, (OSError, ValueError, RuntimeError)) and type(error).__name__ != "SafetensorError":
+            raise
+        raise FileError(f"{path} was not written ({_reason(error)}), expected a writable folder with free space: "
+                        "free some space or choose another place; what was there before is untouched") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _usual_mode(path: Path) -> int:
+    # mkstemp makes files private; the finished file should be readable like any other
+    return path.stat().st_mode & 0o777 if path.exists() else 0o644
+
+
+def _reason(error: BaseException) -> str:
+    text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip().rstrip(".").split("\n")[0]
+    return "the disk is full" if "No space left" in text or "os error 28" in text else text
+
+
+def read_header(path: str | Path) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """Read only the front of a file: (full header, all metadata, safetensors table of tensors). Raises FileError."""
+    path = Path(path)
+    table, _ = _read_table(path)
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise FileError(f"{path} has a damaged header (metadata is no dictionary), expected a safetensors file: {AGAIN}")
+    if METADATA_KEY not in metadata:
+        raise FileError(f"{path} is a safetensors file without '{METADATA_KEY}' metadata, expected a file written by "
+                        "HyperTransport: choose a hypernetwork or transport maps file, other weights go to their own loader")
+    try:
+        full = json.loads(metadata[METADATA_KEY])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FileError(f"{path} has a damaged '{METADATA_KEY}' header ({_reason(error)}), expected JSON: {AGAIN}") from error
+    if not isinstance(full, dict):
+        raise FileError(f"{path} has a '{METADATA_KEY}' header that is a {type(full).__name__}, expected a dictionary: {AGAIN}")
+    return full, metadata, table
+
+
+def _read_table(path: Path) -> tuple[dict[str, Any], int]:
+    """The safetensors table and the byte where tensor data begins. Nothing is allocated beyond what the file really holds."""
+    try:
+        if path.is_dir():
+            raise FileError(f"{path} is a folder, expected one .safetensors file: choose the file inside it")
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if len(start) < 8:
+                raise FileError(f"{path} holds {size} bytes, expected a safetensors file of at least 8: {AGAIN}")
+            (length,) = struct.unpack("<Q", start)
+            if start[:2] == b"PK" or start[:1] == b"\x80":
+                raise FileError(f"{path} is a pickle or zip checkpoint under another name, expected safetensors: "
+                                "convert it in the program that wrote it, such files are never opened here")
+            if length > MAX_HEADER_BYTES or length > size - 8:
+                raise FileError(f"{path} claims a header of {length} bytes in a file of {size} bytes, expected at most "
+                                f"{min(MAX_HEADER_BYTES, max(size - 8, 0))}: the file is cut short or no safetensors, {AGAIN}")
+            raw = file.read(length)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({_reason(error)}), expected a readable file: "
+                        "check the path and its permissions") from error
+    try:
+        table = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} has an unreadable safetensors header ({_reason(error)}), expected JSON: {AGAIN}") from error
+    if not isinstance(table, dict):
+        raise FileError(f"{path} has a safetensors header that is a {type(table).__name__}, expected a dictionary: {AGAIN}")
+    return table, 8 + length
+
+
+def load_file(path: str | Path, kind: str | tuple[str, ...] | None = None, *, verify: bool = True,
+              ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read (tensors, header) of a file written by `save_file`; the header gains nothing and loses nothing.
+
+    kind: the kind(s) accepted, None = any; verify: compare the checksum, so that flipped data bytes are found, and refuse
+    NaN or infinite values. Tensors are on the CPU in their stored dtypes. Raises FileError.
+    """
+    path = Path(path)
+    full, _, table = read_header(path)
+    _check_version_and_kind(path, full, kind)
+    declared = full.get("tensors")
+    header = full.get("header")
+    if not isinstance(declared, dict) or not isinstance(header, dict) or not isinstance(full.get("checksum"), str):
+        raise FileError(f"{path} lacks parts of its header, expected 'tensors', 'checksum' and 'header': {AGAIN}")
+    found = {name: entry.get("shape") if isinstance(entry, dict) else None for name, entry in table.items()}
+    for name in sorted(declared.keys() ^ found.keys()):
+        where = ("names '{}' in its header but holds no such tensor" if name in declared
+                 else "holds a tensor '{}' that its header does not name").format(name)
+        raise FileError(f"{path} {where}, expected both to agree: {AGAIN}")
+    for name, shape in declared.items():
+        if found[name] != shape:
+            raise FileError(f"{path} holds '{name}' with the shape {found[name]}, expected {shape} as its header declares: {AGAIN}")
+    tensors = _read_tensors(path)
+    for name, tensor in tensors.items() if verify else ():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise FileError(f"{path} holds NaN or infinite values in '{name}', expected finite numbers: use an earlier or another file")
+    if verify and tensors_checksum(tensors) != full["checksum"]:
+        raise FileError(f"{path} does not match its own checksum, expected sha256 {full['checksum'][:12]}...: "
+                        f"bytes were changed on the way, {AGAIN}")
+    return tensors, header
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        # Bytes are read rather than mapped: a mapped file that is replaced or cut later would take the process down.
+        return load(path.read_bytes())
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, AttributeError) as error:
+        raise FileError(f"{path} is damaged ({_reason(error)}), expected a whole safetensors file: {AGAIN}") from error
+
+
+def _check_version_and_kind(path: Path, full: Mapping[str, Any], kind: str | tuple[str, ...] | None) -> None:
+    version = full.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise FileError(f"{path} has the format version {version!r}, expected a whole number from 1 to {FORMAT_VERSION}: {AGAIN}")
+    if version > FORMAT_VERSION:
+        raise FileError(f"{path} has format version {version}, this HyperTransport reads up to {FORMAT_VERSION}: update the node pack")
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if kinds is not None and full.get("kind") not in kinds:
+        raise FileError(f"{path} is a '{full.get('kind')}' file, expected '{' or '.join(kinds)}': choose a file of that kind")
+
+
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy `tensors` into all parameters and buffers of `network`, names and shapes exactly; raises FileError naming the first that differs."""
+    own = network.state_dict()
+    for name in sorted(own.keys() ^ tensors.keys()):
+        what = "lacks the tensor" if name in own else "holds the unexpected tensor"
+        raise FileError(f"{path} {what} '{name}', expected exactly the {len(own)} tensors of {type(network).__name__}: "
+                        "choose the file made for this network")
+    for name, value in own.items():
+        if value.shape != tensors[name].shape:
+            raise FileError(f"{path} holds '{name}' with the shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}: "
+                            "choose the file made for this network")
+    network.load_state_dict(dict(tensors))

@@ -1,4 +1,4 @@
-"""Reading what a network's sites put out, pooled to one vector per row: the material of target statistics and of the loss."""
+"""Reading what a network's sites put out, pooled to one vector per row: the material of statistics and loss."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ class _AllSitesSeen(Exception):
 class PooledCapture:
     """Context manager that records the outputs of sites while the network runs inside the `with` block.
 
-    It must be entered last, after any `Steering.installed`, and then sees steered outputs (LinEAS §3: ξ with all earlier maps
-    active). The network computes exactly what it would without it. When it runs several times, the last run counts.
+    It must be entered last, after any `Steering.installed`, and then sees steered outputs (LinEAS §3: ξ with all
+    earlier maps active). The network computes what it would without it. If it runs several times, the last counts.
 
-    pooling: "mean" over tokens or pixels; "mean_std": mean, then population standard deviation; "tokens": nothing is pooled.
+    pooling: "mean" over tokens or pixels; "mean_std": mean, then standard deviation (population); "tokens": not pooled.
     stop_after_last_site: end the network call, and with it the `with` block, as soon as every site was seen once; what
         follows the call inside the block is then not run.
     """
@@ -50,22 +50,26 @@ class PooledCapture:
         self._stack.enter_context(shadowed(self.network, {site.path: self._recorder(site) for site in self.sites}))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> bool:
         self._stack.close()
         return isinstance(error, _AllSitesSeen) and error.args[0] is self
 
     def features(self) -> Tensor:
-        """Pooled outputs of all sites, fp32, with gradients: (B, Σ C) for "mean"; (B, 2 Σ C), all means before all standard
-        deviations, for "mean_std". Raises CaptureError when a site was not called, or with pooling "tokens".
+        """Pooled outputs of all sites, fp32, with gradients: (B, Σ C) for "mean"; for "mean_std" (B, 2 Σ C), all means
+        before all standard deviations. Raises CaptureError when a site was not called, or with pooling "tokens".
         """
         if self.pooling == "tokens":
-            raise CaptureError("Tokens of sites with different widths do not fit one tensor; read them with `tokens()`.")
+            raise CaptureError("Sites of different widths do not fit one tensor as tokens; read them with `tokens()`.")
         self._require_all()
         moments = zip(*(self._seen[site.path] for site in self.sites))
         return torch.cat([torch.cat(parts, dim=-1) for parts in moments], dim=-1)
 
     def tokens(self) -> list[Tensor]:
-        """Outputs of every site as (B, T, C), T tokens or H·W pixels, in their own dtype, with gradients; pooling "tokens" only."""
+        """Outputs of every site as (B, T, C), T tokens or H·W pixels, in their own dtype, with gradients.
+
+        Raises CaptureError when a site was not called, or with another pooling than "tokens".
+        """
         if self.pooling != "tokens":
             raise CaptureError(f"Tokens were pooled ('{self.pooling}') and are gone; capture with pooling='tokens'.")
         self._require_all()
@@ -87,8 +91,8 @@ class PooledCapture:
     def _require_all(self) -> None:
         missing = [site.path for site in self.sites if site.path not in self._seen]
         if missing:
-            raise CaptureError(f"{len(missing)} of {len(self.sites)} sites were not called, first '{missing[0]}'; run the "
-                               "network inside the `with` block, and capture sites that it calls.")
+            raise CaptureError(f"{len(missing)} of {len(self.sites)} sites were not called, first '{missing[0]}'; run "
+                               "the network inside the `with` block, and capture sites that it calls.")
 
 
 def _pool(output: Tensor, site: Site, pooling: str) -> tuple[Tensor, ...]:

@@ -1,9 +1,11 @@
 """Folding maps into weights: the steered network as plain weights, at no cost per step.
 
-Possible because the map follows a linear step with its own output channels: diag(s) (W x + c) + b = (diag(s) W) x + (s c + b),
-and likewise γ' = s γ, β' = s β + b for a norm with learned affine.
+Possible because the map follows a linear step with the same output channels: with W' = diag(s) W and c' = s c + b,
+s (W x + c) + b = W' x + c', and likewise γ' = s γ, β' = s β + b for a norm with learned affine.
 """
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,15 +18,15 @@ __all__ = ["FoldError", "fold_maps"]
 def fold_maps(network: nn.Module, maps: TransportMaps, strength: float = 1.0) -> dict[str, Tensor]:
     """New parameter values that make `network` do what `Steering(maps, strength)` does to it live.
 
-    Returns {parameter name: tensor} with the dtype and device of the old value; the network itself is not changed. Sites may
-    be Linear, Conv2d, LayerNorm or GroupNorm with learned affine, or a composite that ends with a Linear. The products are
+    Returns {parameter name: tensor} with dtype and device of the old value; the network is not changed. Sites may be
+    Linear, Conv2d, LayerNorm or GroupNorm with learned affine, or a composite that ends with a Linear. Products are in
     fp32, but parameters kept in half precision or less round the result. Strength 0 gives an empty dict.
 
-    Raises FoldError, naming the sites, for norms without learned affine, layers without a bias that need a shift, and maps
-    of several rows; SiteError for sites that the network does not have.
+    Raises FoldError, naming the sites, for norms without learned affine, layers without a bias that need a shift, and
+    maps of several rows; SiteError for sites that the network does not have.
     """
     if maps.rows != 1:
-        raise FoldError(f"Maps of {maps.rows} rows cannot be folded, because weights hold one concept; fold `maps.row(i)`.")
+        raise FoldError(f"Maps of {maps.rows} rows cannot be folded: weights hold one concept; fold `maps.row(i)`.")
     if strength == 0.0:
         return {}
     blended = maps.interpolate(strength)
@@ -33,23 +35,27 @@ def fold_maps(network: nn.Module, maps: TransportMaps, strength: float = 1.0) ->
     refused = [f"'{path}' {obstacle}" for path, obstacle in obstacles.items() if obstacle]
     if refused:
         named = ", ".join(refused[:4]) + (f", and {len(refused) - 4} more" if len(refused) > 4 else "")
-        raise FoldError(f"{len(refused)} of {len(maps)} sites cannot be folded ({named}); steer live, or choose other sites.")
+        raise FoldError(f"{len(refused)} of {len(maps)} sites cannot fold ({named}); steer live, or use other sites.")
     folded: dict[str, Tensor] = {}
     for path, (leaf_path, leaf) in leaves.items():
-        weight, bias = blended[path].fold_into(leaf.weight, getattr(leaf, "bias", None))
+        weight, bias = blended[path].fold_into(*_parameters(leaf))
         folded[f"{leaf_path}.weight"] = weight
         if bias is not None:
             folded[f"{leaf_path}.bias"] = bias
     return folded
 
 
+def _parameters(leaf: nn.Module) -> tuple[Any, Tensor | None]:
+    return getattr(leaf, "weight", None), getattr(leaf, "bias", None)
+
+
 def _obstacle(leaf: nn.Module, site_map: AffineMap) -> str | None:
     """Why a map cannot become part of a module's weights, as the end of a sentence; None when it can."""
-    weight = getattr(leaf, "weight", None)
+    weight, bias = _parameters(leaf)
     if weight is None:
         return "has no learned affine"
     if weight.shape[0] != site_map.scale.shape[-1]:
         return f"has {weight.shape[0]} channels instead of {site_map.scale.shape[-1]}"
-    if getattr(leaf, "bias", None) is None and bool(site_map.shift.any()):
+    if bias is None and bool(site_map.shift.any()):
         return "has no bias to take the shift"
     return None

@@ -8,10 +8,10 @@ from .sites import Site
 
 
 def mask_for(z: Tensor, site: Site, mask: Tensor) -> Tensor | None:
-    """The mask, resized by area to the grid of an activation, in a shape that broadcasts over it; None: z has no such grid.
+    """The mask, resized by area to an activation's grid, in a shape that broadcasts over it; None: z has no such grid.
 
-    z: (B, C, H, W), or tokens (B, T, C); mask: (h, w) or (B, h, w) in [0, 1]. Tokens have a grid when they are the mask's
-    picture at some patch size (see `token_grid`). Text tokens never have one, whatever their number.
+    z: (B, C, H, W), or tokens (B, T, C); mask: (h, w) or (B, h, w) in [0, 1]. Tokens have a grid when they are the
+    mask's picture at some patch size (see `token_grid`). Text tokens never have one, whatever their number.
     """
     if site.channel_dim == 1:
         grid = tuple(z.shape[-2:]) if z.ndim == 4 else None

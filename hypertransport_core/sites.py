@@ -26,8 +26,8 @@ _UNET_TRANSFORMER = _UNET + r"\.transformer_blocks\.\d+"
 _FLUX = r"double_blocks\.\d+\.(?:img|txt)"
 _SD3 = r"joint_blocks\.\d+\.(?:x_block|context_block)"
 
-# Matched against whole paths from the root of the network, so a `blocks.0.norm1` inside a text refiner is not taken for one
-# of the backbone. On the UNet it is `attn1.to_out`, not `attn1`: attention replacements (IP-Adapter, PAG) bypass `attn1` itself.
+# Matched against whole paths from the root of the network, so a `blocks.0.norm1` inside a text refiner is not taken for
+# one of the backbone. On the UNet it is `attn1.to_out`, not `attn1`, which attention replacements like PAG skip.
 # Flux's `linear2` ends attention and MLP at once; it counts as MLP because four fifths of its inputs are.
 _LAYOUTS: dict[str, tuple[str, ...]] = {
     "self_attention": (
@@ -60,8 +60,8 @@ _LAYOUTS: dict[str, tuple[str, ...]] = {
 _KIND_PATTERNS = {kind: re.compile("|".join(f"(?:{p})" for p in patterns)) for kind, patterns in _LAYOUTS.items()}
 _TEXT_STREAM = re.compile(r"(?:^|\.)(?:txt_|context_block\.)")
 
-# Children that end a composite module, in the order in which they are looked for. Naming them matters: the last Linear that
-# Wan's image cross-attention *registers* is `v_img`, but the one that ends it is `o`.
+# Children that end a composite module, in the order in which they are looked for. Taking the last child instead would
+# be wrong: Wan's image cross-attention registers `v_img` last, but ends with `o`.
 _OUTPUT_CHILDREN = ("to_out", "proj", "o", "fc2", "net")
 
 
@@ -84,15 +84,15 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.kind not in SITE_KINDS:
-            raise SiteError(f"Site '{self.path}' has the kind '{self.kind}', but must have one of {', '.join(SITE_KINDS)}.")
+            raise SiteError(f"Site '{self.path}' has the kind '{self.kind}'; use one of {', '.join(SITE_KINDS)}.")
         if self.channels < 1:
             raise SiteError(f"Site '{self.path}' has {self.channels} channels, but must have at least 1.")
         if self.channel_dim not in (-1, 1):
-            raise SiteError(f"Site '{self.path}' has channel_dim {self.channel_dim}, but it must be -1 (tokens) or 1 (NCHW).")
+            raise SiteError(f"Site '{self.path}' has channel_dim {self.channel_dim}; use -1 (tokens) or 1 (NCHW).")
 
     @property
     def is_text_stream(self) -> bool:
-        """Whether the site acts on text tokens (the text half of a joint transformer), which have no place in the picture."""
+        """Whether the site acts on text tokens (half of a joint transformer), which have no place in the picture."""
         return _TEXT_STREAM.search(self.path) is not None
 
 
@@ -120,8 +120,8 @@ def find_sites(network: nn.Module, site_set: str = "attention_mlp", *, pattern: 
         found.append(Site(path, kind, *_width(module, path)))
     if not found:
         among = f" matching '{pattern}'" if pattern else ""
-        raise SiteError(f"The network {type(network).__name__} has no sites of the set '{site_set}'{among}; use another set "
-                        "or pattern, or a network of a known layout (SD/SDXL UNet, PixArt, Flux, SD3, Wan).")
+        raise SiteError(f"The network {type(network).__name__} has no sites of the set '{site_set}'{among}; use "
+                        "another set or pattern, or a network of a known layout (SD, SDXL, PixArt, Flux, SD3, Wan).")
     return tuple(found)
 
 
@@ -140,26 +140,26 @@ def site_slices(sites: Iterable[Site]) -> dict[str, slice]:
 
 
 def site_module(network: nn.Module, path: str) -> nn.Module:
-    """The module of a site. Sees through torch.compile's wrapper. Raises SiteError when the network has no such module."""
+    """The module of a site, seen through torch.compile's wrapper. Raises SiteError when there is none."""
     root = getattr(network, "_orig_mod", network)
     try:
         return root.get_submodule(path)
     except AttributeError as error:
-        raise SiteError(f"The network {type(root).__name__} has no module '{path}'; these sites belong to another network, "
-                        "so load the model that the maps were made for.") from error
+        raise SiteError(f"The network {type(root).__name__} has no module '{path}'; these sites belong to another "
+                        "network, so load the model that the maps were made for.") from error
 
 
 def output_module(module: nn.Module, path: str = "") -> tuple[str, nn.Module]:
-    """The leaf whose output is the output of `module`, and its path: a norm, a convolution, or the last Linear of a composite.
+    """Path and module of the leaf whose output is that of `module`: a norm, convolution, or a composite's last Linear.
 
     Raises SiteError when there is none.
     """
-    if isinstance(module, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)):
         return path, module
     for name, child in _endings(module):
         return output_module(child, f"{path}.{name}" if path else name)
-    raise SiteError(f"The number of channels of site '{path}' ({type(module).__name__}) cannot be read; steer a Linear, "
-                    "Conv2d, GroupNorm or LayerNorm, or a module that ends with one.")
+    raise SiteError(f"The number of channels of site '{path}' ({type(module).__name__}) cannot be read; steer a "
+                    "Linear, Conv2d, GroupNorm or LayerNorm, or a module that ends with one.")
 
 
 def _endings(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -182,4 +182,5 @@ def _width(module: nn.Module, path: str) -> tuple[int, int]:
         return leaf.out_channels, 1
     if isinstance(leaf, nn.GroupNorm):
         return leaf.num_channels, 1
+    assert isinstance(leaf, nn.LayerNorm)
     return leaf.normalized_shape[-1], -1

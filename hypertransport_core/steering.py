@@ -52,14 +52,14 @@ class Steering:
     """Maps, how strongly, when and where they act. Made once, never changed, usable on any number of networks at once.
 
     maps: one row for all rows of a batch, or one row for each.
-    strength: λ for all rows, or a tensor (rows,) with one per row. 0 is off, exactly; 1 the full map; others extrapolate.
+    strength: λ for all rows, or a tensor (rows,) with one per row. 0 is off, exactly; 1 the full map.
     envelope: when to act, by noise level. Without one: always.
-    mask: where to act, float (H, W) or (B, H, W) in [0, 1]; a factor on the strength, see `masks.mask_for` for how it is laid
-        on a site. Sites without a picture grid (text tokens, grids of another aspect) are then left alone.
+    mask: where to act, float (H, W) or (B, H, W) in [0, 1]; a factor on the strength, laid on each site by
+        `masks.mask_for`. Sites without a picture grid (text tokens, grids of another aspect) are then left alone.
     strength_by_kind: {site kind: factor on the strength}; kinds not named have 1.
 
-    Has no `.to` and is no nn.Module on purpose: a host that casts whatever it finds to the model's dtype would turn the maps
-    into fp8. Coefficients are blended in fp32 and cast once to the dtype in which they act.
+    Has no `.to` and is no nn.Module on purpose: a host that casts whatever it finds to the model's dtype would turn the
+    maps into fp8. Coefficients are blended in fp32 and cast once to the dtype in which they act.
     """
 
     def __init__(self, maps: TransportMaps, strength: float | Tensor = 1.0, *, envelope: Envelope | None = None,
@@ -83,7 +83,7 @@ class Steering:
         return max(self.maps.rows, self.strength.numel() if isinstance(self.strength, Tensor) else 1)
 
     def at(self, noise_level: float | None = None) -> float | Tensor:
-        """The strength at a noise level in [0, 1]: a float, or a tensor (rows,). None: the envelope is not looked at."""
+        """The strength at a noise level in [0, 1]: a float, or a tensor (rows,). None: whatever the envelope says."""
         if self.envelope is not None and noise_level is not None and not self.envelope.active(noise_level):
             return 0.0
         return self.strength
@@ -101,12 +101,12 @@ class Steering:
                   device: torch.device | str | None = None) -> Iterator[None]:
         """Steer the network calls made inside the `with` block; meant for one call, and exception-safe.
 
-        Several can be nested; the one installed first acts first. Rows that are not steered keep their values bit for bit.
+        Several can be nested; the one installed first acts first. Rows that are not steered stay as they are.
 
         noise_level: t in [0, 1] for the envelope. batch: rows of the network's batch, to check early.
         rows: bool (B,), which rows of the batch are steered; or long (B,), the map row that each uses, -1 for none.
         dtype, device: what activations have, when known; saves a cast per site. Otherwise read from each activation.
-        Raises SteeringError when rows and maps do not fit, SiteError when the network lacks a site; nothing is installed then.
+        Raises SteeringError when rows and maps do not fit, SiteError when the network lacks a site; both at the start.
         """
         used, steered = self._rows_of_batch(rows, batch)
         if self.is_off(noise_level) or (steered is not None and not bool(steered.any())):
@@ -125,10 +125,12 @@ class Steering:
         if rows is None:
             rows = torch.ones(self.rows if self.rows > 1 else batch or 1, dtype=torch.bool)
         if rows.ndim != 1 or rows.dtype not in (torch.bool, torch.int64):
-            raise SteeringError(f"rows has shape {tuple(rows.shape)} and dtype {rows.dtype}, but must be bool or long of shape (B,).")
+            raise SteeringError(f"rows has shape {tuple(rows.shape)} and dtype {rows.dtype}, but must be bool or "
+                                "long of shape (B,).")
         rows = rows.cpu()
         if batch is not None and rows.numel() != batch:
-            raise SteeringError(f"There are {rows.numel()} rows to steer for a batch of {batch}; give one per row of the batch.")
+            raise SteeringError(f"There are {rows.numel()} rows to steer for a batch of {batch}; "
+                                "give one per row of the batch.")
         if rows.dtype == torch.bool:
             if self.rows not in (1, rows.numel()):
                 raise SteeringError(f"A batch of {rows.numel()} rows needs 1 row of maps or as many, not {self.rows}; "
@@ -138,8 +140,8 @@ class Steering:
         else:
             used = rows
         if used.numel() and (int(used.min()) < -1 or int(used.max()) >= self.rows):
-            raise SteeringError(f"rows names map rows {int(used.min())} to {int(used.max())}, but there are {self.rows}; "
-                                "use 0 to the last, or -1 for none.")
+            raise SteeringError(f"rows names map rows {int(used.min())} to {int(used.max())}, but there are "
+                                f"{self.rows}; use 0 to the last, or -1 for none.")
         if isinstance(self.strength, Tensor) and not self.strength.requires_grad and self.rows > 1:
             used = torch.where(self.strength.cpu()[used.clamp(min=0)] == 0.0, -1, used)
         steered = used >= 0
@@ -199,8 +201,9 @@ def shadowed(network: nn.Module, makers: Mapping[str, Callable[[Forward], Forwar
                 module.forward = before
 
 
-def _steered(site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None, mask: Tensor | None) -> Callable[[Forward], Forward]:
-    """A maker for `shadowed`: the forward that transports its output. Holds tensors, not numbers, so compiled graphs are reused."""
+def _steered(site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None,
+             mask: Tensor | None) -> Callable[[Forward], Forward]:
+    """A maker for `shadowed`: transports what forward returns. Holds tensors, no numbers, so compiled graphs last."""
 
     def make(forward: Forward) -> Forward:
         def steered_forward(*args: Any, **kwargs: Any) -> Any:
@@ -214,17 +217,19 @@ def _steered(site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None, mas
     return make
 
 
-def _transport(z: Tensor, site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None, mask: Tensor | None) -> Tensor:
+def _transport(z: Tensor, site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None,
+               mask: Tensor | None) -> Tensor:
     """The transported activation, in its own dtype. z: (B, T, C) or (B, C, H, W)."""
-    w, b = (per_channel(_for_batch(t.to(z.device, z.dtype), z.shape[0], site), z.ndim, site.channel_dim) for t in (scale, shift))
-    moved = torch.addcmul(b, z, w)
+    scale, shift = (_for_batch(t.to(z.device, z.dtype), z.shape[0], site) for t in (scale, shift))
+    moved = torch.addcmul(per_channel(shift, z.ndim, site.channel_dim), z, per_channel(scale, z.ndim, site.channel_dim))
     if mask is not None:
         where = mask_for(z, site, mask)
         if where is None:
             return z
         moved = torch.lerp(z, moved, _for_batch(where, z.shape[0], site).to(z.dtype))  # exact where the mask is 0 or 1
     if flags is not None:  # selected, not multiplied by 1: untouched rows stay as they are, bit for bit
-        moved = torch.where(per_channel(_for_batch(flags.to(z.device), z.shape[0], site)[:, None], z.ndim, -1), moved, z)
+        chosen = _for_batch(flags.to(z.device), z.shape[0], site)
+        moved = torch.where(per_channel(chosen[:, None], z.ndim, -1), moved, z)
     return moved
 
 
@@ -233,8 +238,8 @@ def _for_batch(rows: Tensor, batch: int, site: Site) -> Tensor:
     if rows.shape[0] in (1, batch):
         return rows
     if batch % rows.shape[0]:
-        raise SteeringError(f"Site '{site.path}' sees a batch of {batch}, which does not fit {rows.shape[0]} rows of maps; "
-                            "give one row, or one per row of the batch.")
+        raise SteeringError(f"Site '{site.path}' sees a batch of {batch}, which does not fit {rows.shape[0]} rows of "
+                            "maps; give one row, or one per row of the batch.")
     return rows.repeat_interleave(batch // rows.shape[0], 0)
 
 
@@ -247,7 +252,8 @@ def _checked_strength(strength: float | Tensor, rows: int) -> float | Tensor:
         strength = float(strength)
     if not isinstance(strength, Tensor):
         if not isfinite(strength):
-            raise SteeringError(f"The strength is {strength}, but must be a finite number; 0 is off and 1 the full map.")
+            raise SteeringError(f"The strength is {strength}, but must be a finite number; "
+                                "0 is off and 1 the full map.")
         return float(strength)
     strength = strength.float().reshape(-1)
     if not bool(torch.isfinite(strength).all()):

@@ -1,4 +1,4 @@
-"""The algebra of affine transport maps: interpolation, inverse, sequence, sum and mixture, over one site or all of them.
+"""The algebra of affine transport maps, over one site or all of them: interpolation, inverse, sequence, sum, mixture.
 
 A map acts per channel, T(z) = scale * z + shift. With scale > 0 it is the optimal-transport map between one-dimensional
 laws, and the strength λ walks along the displacement interpolation T_λ(z) = (1 + λ (scale - 1)) z + λ shift
@@ -48,7 +48,8 @@ def per_channel(coefficient: Tensor, ndim: int, channel_dim: int) -> Tensor:
 class AffineMap:
     """The map of one site: T(z) = scale * z + shift, per channel.
 
-    scale, shift: fp32 tensors of shape (C,), or (rows, C) with one row per row of a batch. Other floating dtypes are converted.
+    scale, shift: fp32 tensors of shape (C,), or (rows, C) with one row per row of a batch. Other dtypes are
+        converted.
     """
 
     scale: Tensor
@@ -77,7 +78,7 @@ class AffineMap:
         return AffineMap(*blend(self.scale, self.shift, weight))
 
     def inverse(self) -> AffineMap:
-        """The map that undoes this one: z / scale - shift / scale. Raises TransportError when a scale is too close to 0."""
+        """The map that undoes this one: (z - shift) / scale. Raises TransportError when a scale is too close to 0."""
         smallest = float(self.scale.detach().abs().min())
         if smallest < MIN_INVERTIBLE_SCALE:
             raise TransportError(_not_invertible("this map", smallest))
@@ -88,18 +89,18 @@ class AffineMap:
         return AffineMap(other.scale * self.scale, torch.addcmul(other.shift, other.scale, self.shift))
 
     def fold_into(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """New (weight, bias) of a layer whose output then is already transported; computed in fp32, returned in the old dtype.
+        """New (weight, bias) of a layer whose output is then transported already, in their old dtype; computed in fp32.
 
         weight: (C, ...) with output channels first (Linear, Conv2d) or (C,) (affine norm); bias: (C,).
         Raises FoldError when there is no bias to take a shift, or when the map has several rows.
         """
         if self.scale.numel() != weight.shape[0]:
-            raise FoldError(f"A map of shape {tuple(self.scale.shape)} cannot be folded into a weight with {weight.shape[0]} "
-                            "output channels; fold one row of maps made for this network.")
+            raise FoldError(f"A map of shape {tuple(self.scale.shape)} cannot be folded into a weight with "
+                            f"{weight.shape[0]} output channels; fold one row of maps made for this network.")
         scale = self.scale.detach().reshape(-1).to(weight.device)
         shift = self.shift.detach().reshape(-1).to(weight.device)
         if bias is None and bool(shift.any()):
-            raise FoldError("The layer has no bias, so the map's shift cannot be folded into it; steer it live instead.")
+            raise FoldError("The layer has no bias to fold the map's shift into; steer it live instead.")
         new_weight = (weight.detach().float() * scale.reshape(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
         if bias is None:
             return new_weight, None
@@ -126,7 +127,7 @@ class TransportMaps:
         width = total_channels(self.sites)
         if self.scale.shape != self.shift.shape or self.scale.ndim != 2 or self.scale.shape[1] != width:
             raise TransportError(f"Maps got a scale of shape {tuple(self.scale.shape)} and a shift of shape "
-                                 f"{tuple(self.shift.shape)}, but {len(self.sites)} sites need (rows, {width}) for both.")
+                                 f"{tuple(self.shift.shape)}, but its {len(self.sites)} sites need (rows, {width}).")
         object.__setattr__(self, "scale", self.scale.float())
         object.__setattr__(self, "shift", self.shift.float())
 
@@ -175,12 +176,14 @@ class TransportMaps:
         return TransportMaps(tuple(sites), torch.ones(rows, width), torch.zeros(rows, width), {"operation": "identity"})
 
     def interpolate(self, strength: float | Tensor) -> TransportMaps:
-        """Maps at strength λ; a tensor (rows,) gives every row its own λ, and one row becomes as many as there are strengths."""
-        per_row = isinstance(strength, Tensor) and strength.ndim > 0
-        if per_row and 1 not in (self.rows, strength.numel()) and self.rows != strength.numel():
-            raise TransportError(f"Got {strength.numel()} strengths for {self.rows} rows of maps; give one, or one per row.")
-        scale, shift = blend(self.scale, self.shift, strength.reshape(-1, 1) if per_row else strength)
-        noted = strength.detach().tolist() if isinstance(strength, Tensor) else float(strength)
+        """Maps at strength λ. A tensor (rows,) gives every row its own λ; one row becomes as many as there are λ."""
+        if isinstance(strength, Tensor):
+            strength = strength.reshape(-1, 1)
+            if 1 not in (self.rows, strength.numel()) and self.rows != strength.numel():
+                raise TransportError(f"Got {strength.numel()} strengths for {self.rows} rows of maps; "
+                                     "give one, or one per row.")
+        scale, shift = blend(self.scale, self.shift, strength)
+        noted = strength.flatten().tolist() if isinstance(strength, Tensor) else float(strength)
         return TransportMaps(self.sites, scale, shift, _made_by("interpolate", [self], strength=noted))
 
     def inverse(self) -> TransportMaps:
@@ -192,7 +195,7 @@ class TransportMaps:
         return TransportMaps(self.sites, 1.0 / self.scale, -self.shift / self.scale, _made_by("inverse", [self]))
 
     def then(self, other: TransportMaps) -> TransportMaps:
-        """These maps first, `other` second: scale = s₂ s₁, shift = s₂ b₁ + b₂. A site that only one of them has keeps its map."""
+        """These maps first, `other` second: scale = s₂ s₁, shift = s₂ b₁ + b₂. A site of only one keeps its map."""
         first, second = _on_common_sites([self, other])
         _check_rows([self, other])
         scale = second.scale * first.scale
@@ -201,7 +204,7 @@ class TransportMaps:
 
     @staticmethod
     def sum(*maps: TransportMaps, weights: Sequence[float] | None = None) -> TransportMaps:
-        """scale = 1 + Σ wᵢ (scaleᵢ - 1), shift = Σ wᵢ shiftᵢ: what stacking weight patches does; order does not matter."""
+        """scale = 1 + Σ wᵢ (scaleᵢ - 1), shift = Σ wᵢ shiftᵢ: what stacked weight patches do; any order."""
         return _weighted_sum(maps, [1.0] * len(maps) if weights is None else weights, "sum")
 
     @staticmethod
@@ -209,15 +212,15 @@ class TransportMaps:
         """The weighted average of maps: like `sum` with the weights scaled to add up to 1."""
         total = float(sum(weights))
         if abs(total) < 1e-8:
-            raise TransportError(f"The mixing weights add up to {total:g}, but must not add up to 0; change one of them.")
+            raise TransportError(f"The mixing weights add up to {total:g}, but must not add up to 0; change one.")
         return _weighted_sum(maps, [float(w) / total for w in weights], "mix")
 
     @staticmethod
     def stack(maps: Sequence[TransportMaps]) -> TransportMaps:
         """The rows of all maps below one another, for a batch that gives every row its own concept."""
         aligned = _on_common_sites(maps)
-        return TransportMaps(aligned[0].sites, torch.cat([m.scale for m in aligned]), torch.cat([m.shift for m in aligned]),
-                             _made_by("stack", maps))
+        scale, shift = torch.cat([m.scale for m in aligned]), torch.cat([m.shift for m in aligned])
+        return TransportMaps(aligned[0].sites, scale, shift, _made_by("stack", maps))
 
     def row(self, index: int) -> TransportMaps:
         """One row as maps of their own; negative indices count from the end."""
@@ -241,14 +244,14 @@ class TransportMaps:
                 shifts.append(self.shift.new_zeros(self.rows, site.channels))
                 continue
             if mine.channels != site.channels or mine.channel_dim != site.channel_dim:
-                raise TransportError(f"Site '{site.path}' has {mine.channels} channels in one set of maps and {site.channels} in "
-                                     "the other; combine maps of the same base model only.")
+                raise TransportError(f"Site '{site.path}' has {mine.channels} channels in one set of maps and "
+                                     f"{site.channels} in the other; combine maps of the same base model only.")
             scales.append(self.scale[:, self.slices[site.path]])
             shifts.append(self.shift[:, self.slices[site.path]])
         return TransportMaps(sites, torch.cat(scales, 1), torch.cat(shifts, 1), dict(self.info))
 
     def norm(self) -> float:
-        """How far these maps are from the identity: the root mean square of (scale - 1, shift) over all rows and channels."""
+        """Distance from the identity: the root mean square of (scale - 1, shift) over all rows and channels."""
         return _departure(self.scale, self.shift)
 
     def site_norms(self) -> dict[str, float]:
@@ -262,10 +265,11 @@ class TransportMaps:
     def allclose(self, other: TransportMaps, rtol: float = 1e-5, atol: float = 1e-6) -> bool:
         """Whether both have the same sites and rows and nearly the same numbers."""
         return (self.sites == other.sites and self.rows == other.rows
-                and torch.allclose(self.scale, other.scale, rtol, atol) and torch.allclose(self.shift, other.shift, rtol, atol))
+                and torch.allclose(self.scale, other.scale, rtol, atol)
+                and torch.allclose(self.shift, other.shift, rtol, atol))
 
     def to(self, device: torch.device | str) -> TransportMaps:
-        """The maps on another device. They stay fp32: a dtype is not accepted, and is chosen where the maps are applied."""
+        """The maps on another device. They stay fp32: the dtype is chosen where they are applied."""
         device = torch.device(device)
         return TransportMaps(self.sites, self.scale.to(device), self.shift.to(device), dict(self.info))
 
@@ -280,8 +284,8 @@ def _departure(scale: Tensor, shift: Tensor) -> float:
 
 
 def _not_invertible(where: str, smallest: float) -> str:
-    return (f"The inverse does not exist: the smallest scale of {where} is {smallest:.2g} in size, but must be at least "
-            f"{MIN_INVERTIBLE_SCALE:g}; interpolate the maps to a lower strength first.")
+    return (f"The inverse does not exist: the smallest scale of {where} is {smallest:.2g} in size, but must be at "
+            f"least {MIN_INVERTIBLE_SCALE:g}; interpolate the maps to a lower strength first.")
 
 
 def _made_by(operation: str, parts: Sequence[TransportMaps], **details: Any) -> dict[str, Any]:
@@ -301,7 +305,7 @@ def _on_common_sites(maps: Sequence[TransportMaps]) -> list[TransportMaps]:
 def _check_rows(maps: Sequence[TransportMaps]) -> None:
     rows = sorted({m.rows for m in maps} - {1})
     if len(rows) > 1:
-        raise TransportError(f"Maps of {' and '.join(map(str, rows))} rows cannot be combined; give all as many rows, or 1.")
+        raise TransportError(f"Maps of {' and '.join(map(str, rows))} rows do not fit; give all as many rows, or 1.")
 
 
 def _weighted_sum(maps: Sequence[TransportMaps], weights: Sequence[float], operation: str) -> TransportMaps:
@@ -309,6 +313,7 @@ def _weighted_sum(maps: Sequence[TransportMaps], weights: Sequence[float], opera
         raise TransportError(f"Got {len(weights)} weights for {len(maps)} maps; give one weight per set of maps.")
     aligned = _on_common_sites(maps)
     _check_rows(maps)
-    scale = 1 + sum(w * (m.scale - 1) for w, m in zip(weights, aligned))
-    shift = sum(w * m.shift for w, m in zip(weights, aligned))
+    zero = torch.zeros_like(aligned[0].scale)
+    scale = 1 + sum((w * (m.scale - 1) for w, m in zip(weights, aligned)), zero)
+    shift = sum((w * m.shift for w, m in zip(weights, aligned)), zero)
     return TransportMaps(aligned[0].sites, scale, shift, _made_by(operation, maps, weights=[float(w) for w in weights]))

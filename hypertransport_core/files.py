@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .sites import Site, SiteError, output_module, site_module
+
 FORMAT_VERSION = 1
 METADATA_KEY = "hypertransport"
 MAX_HEADER_BYTES = 32 * 1024 * 1024
-_DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}
 AGAIN = "download the file again or export it anew"
 
 
@@ -29,9 +26,9 @@ class FileError(ValueError):
     """A file that cannot be used or written. The message is one sentence: path, what was found, what was expected, cure."""
 
 
-def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 (hex) over names, dtypes, shapes and bytes of all tensors, in the order of their names."""
-    digest = hashlib.sha256()
+def content_checksum(tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> str:
+    """sha256 (hex) over kind and header (as canonical JSON) and names, dtypes, shapes and bytes of all tensors by name."""
+    digest = hashlib.sha256(json.dumps([kind, header], sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -53,26 +50,28 @@ def save_file(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header
             raise FileError(f"{path} was not written: its tensor '{name}' holds NaN or infinite values, expected finite numbers: "
                             "lower the learning rate or go back to an earlier checkpoint")
     full = {"format_version": FORMAT_VERSION, "kind": kind, "tensors": {n: list(t.shape) for n, t in ready.items()},
-            "checksum": tensors_checksum(ready), "header": dict(header)}
+            "header": dict(header)}
     try:
-        text = json.dumps(full, allow_nan=False)
+        full = json.loads(json.dumps(full, allow_nan=False))  # tuples become lists, number keys texts: what will be read back is hashed
+        full["checksum"] = content_checksum(ready, kind, full["header"])
+        text = json.dumps(full)
     except (TypeError, ValueError) as error:
         raise FileError(f"{path} was not written: its header is not plain JSON ({error}), "
                         "expected texts, finite numbers, lists and dictionaries only: convert the values first") from error
     metadata = {METADATA_KEY: text, "format": "pt"}
     metadata.update({f"modelspec.{key.removeprefix('modelspec.')}": str(value) for key, value in (modelspec or {}).items()})
-    from safetensors.torch import save_file as write
-
     # Tied tensors share memory, which safetensors refuses; each gets its own bytes.
     seen: set[int] = set()
     for name, tensor in ready.items():
         if tensor.untyped_storage().data_ptr() in seen:
             ready[name] = tensor.clone()
         seen.add(ready[name].untyped_storage().data_ptr())
+    from safetensors.torch import save_file as write
+
     write_atomically(path, lambda temporary: write(ready, str(temporary), metadata=metadata))
 
 
-def write_atomically(path: str | Path, write: Any) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary_path)` on a new file beside `path`, flush it to the disk, then move it over `path`.
 
     On any failure the temporary file is removed and `path` is what it was. Raises FileError for whatever the disk refuses.
@@ -163,6 +162,19 @@ def _read_table(path: Path) -> tuple[dict[str, Any], int]:
     return table, 8 + length
 
 
+def check_safetensors(path: str | Path) -> None:
+    """Refuse a file of any origin that is no whole-looking safetensors; reads its table only. Raises FileError."""
+    path = Path(path)
+    table, begin = _read_table(path)
+    try:
+        end = max((entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0)
+        whole = begin + end == path.stat().st_size
+    except (KeyError, IndexError, TypeError) as error:
+        raise FileError(f"{path} has a damaged table of tensors ({_reason(error)}), expected safetensors: {AGAIN}") from error
+    if not whole:
+        raise FileError(f"{path} holds {path.stat().st_size} bytes, expected {begin + end}: it is cut short, {AGAIN}")
+
+
 def load_file(path: str | Path, kind: str | tuple[str, ...] | None = None, *, verify: bool = True,
               ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read (tensors, header) of a file written by `save_file`; the header gains nothing and loses nothing.
@@ -189,7 +201,7 @@ def load_file(path: str | Path, kind: str | tuple[str, ...] | None = None, *, ve
     for name, tensor in tensors.items() if verify else ():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise FileError(f"{path} holds NaN or infinite values in '{name}', expected finite numbers: use an earlier or another file")
-    if verify and tensors_checksum(tensors) != full["checksum"]:
+    if verify and content_checksum(tensors, full["kind"], header) != full["checksum"]:
         raise FileError(f"{path} does not match its own checksum, expected sha256 {full['checksum'][:12]}...: "
                         f"bytes were changed on the way, {AGAIN}")
     return tensors, header
@@ -229,3 +241,113 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
             raise FileError(f"{path} holds '{name}' with the shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}: "
                             "choose the file made for this network")
     network.load_state_dict(dict(tensors))
+
+
+def sites_to_header(sites: Sequence[Site]) -> list[list[Any]]:
+    """Sites as plain JSON: [path, kind, channels, channel_dim] each, in order."""
+    return [[site.path, site.kind, site.channels, site.channel_dim] for site in sites]
+
+
+def sites_from_header(header: Mapping[str, Any], path: str | Path) -> tuple[Site, ...]:
+    """The ordered sites of a header's 'sites' entry; raises FileError if they are no list of sites."""
+    try:
+        sites = tuple(Site(str(entry[0]), entry[1], int(entry[2]), int(entry[3])) for entry in header["sites"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise FileError(f"{path} has no proper list of sites ({_reason(error)}), expected [path, kind, channels, "
+                        f"channel dimension] each: {AGAIN}") from error
+    if not sites or len({site.path for site in sites}) != len(sites):
+        raise FileError(f"{path} lists {len(sites)} sites, expected at least one and none twice: {AGAIN}")
+    return sites
+
+
+def weight_signs(tensor: Tensor, count: int = 64) -> str:
+    """Sign bits of `count` evenly spaced values as hex: the same in fp32, fp16, bf16 and fp8 storage and at any scale."""
+    flat = tensor.detach().reshape(-1)
+    index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).round().long().to(flat.device)
+    bits = torch.signbit(flat[index].float()).tolist()
+    return f"{int(''.join('1' if bit else '0' for bit in bits), 2):0{(count + 3) // 4}x}"
+
+
+def network_fingerprint(network: nn.Module, sites: Sequence[Site], parameters: int = 16) -> dict[str, Any]:
+    """What tells one backbone from another, JSON-able, independent of dtype and device.
+
+    Returns {"structure": hash over site paths, kinds and channels, "weights": {parameter name: sign bits as hex}} of about
+    `parameters` matrices spread over the network. Copies agree fully, fine-tunes almost, unrelated weights by half.
+    """
+    structure = hashlib.sha256(json.dumps(sites_to_header(sites)).encode()).hexdigest()[:16]
+    matrices = [(name.replace("_orig_mod.", ""), value) for name, value in network.named_parameters()
+                if value.ndim >= 2 and value.is_floating_point() and not value.is_meta and value.numel() >= 64]
+    chosen = matrices[::max(1, len(matrices) // parameters)]
+    return {"structure": structure, "weights": {name: weight_signs(value) for name, value in chosen}}
+
+
+def weights_agreement(fingerprint: Mapping[str, Any], network: nn.Module) -> float | None:
+    """Share of equal sign bits in [0, 1] between a stored fingerprint and a live network: 1 = the same weights, about 0.95
+    and more = a fine-tune, 0.5 = unrelated; None when nothing can be compared (quantised storage)."""
+    live = {name.replace("_orig_mod.", ""): value for name, value in network.named_parameters()}
+    equal = total = 0
+    for name, stored in fingerprint.get("weights", {}).items():
+        value = live.get(name)
+        if value is None or value.is_meta or not value.is_floating_point() or value.numel() < 64:
+            continue
+        differing = bin(int(stored, 16) ^ int(weight_signs(value), 16)).count("1")
+        equal, total = equal + 64 - differing, total + 64
+    return equal / total if total else None
+
+
+def check_fits(header: Mapping[str, Any], path: str | Path, *, network: nn.Module | None = None, family: str | None = None,
+               encoder_id: str | None = None, encoder_width: int | None = None) -> list[str]:
+    """Refuse a file that was made for another backbone or encoder; what is not given is not checked.
+
+    header: of a `hypernetwork` or `transport_maps` file. Returns notes for the user (a fine-tune of the file's backbone,
+    most often none). Raises FileError naming both sides.
+    """
+    notes = []
+    if network is not None or family is not None:
+        notes += _check_backbone(header, path, network, family)
+    encoder = header.get("encoder", {})
+    if encoder_width is not None and encoder.get("width") not in (None, encoder_width):
+        raise FileError(f"{path} reads concepts of width {encoder['width']} from the encoder '{encoder.get('id')}', the connected "
+                        f"encoder '{encoder_id}' gives width {encoder_width}: load the encoder that the file names")
+    if encoder_id is not None and encoder.get("id") not in (None, encoder_id):
+        raise FileError(f"{path} reads concepts of the encoder '{encoder['id']}', the connected encoder is '{encoder_id}': "
+                        "load the encoder that the file names")
+    return notes
+
+
+def _check_backbone(header: Mapping[str, Any], path: str | Path, network: nn.Module | None, family: str | None) -> list[str]:
+    backbone = header.get("backbone", {})
+    made_for = backbone.get("family", "an unnamed model")
+    sites = sites_from_header(header, path)
+    mine = f"{made_for} ({len(sites)} sites, {sum(site.channels for site in sites)} channels)"
+    connected = family or type(network).__name__
+    if family is not None and backbone.get("family") not in (None, family):
+        raise FileError(f"{path} was made for {mine}, the connected model is {connected}: "
+                        f"connect a {made_for} model or choose a file made for {connected}")
+    if network is None:
+        return []
+    for site in sites:
+        try:
+            _, leaf = output_module(site_module(network, site.path), site.path)
+            found = f"{leaf_channels(leaf)} channels"
+        except SiteError:
+            found = "no such site"
+        if found != f"{site.channels} channels":
+            raise FileError(f"{path} was made for {mine}, the connected model is {connected}, which has {found} at '{site.path}', "
+                            f"expected {site.channels} channels: connect a {made_for} model or choose another file")
+    agreement = weights_agreement(backbone.get("fingerprint", {}), network)
+    if agreement is None or agreement > 0.98:
+        return []
+    if agreement < 0.75:
+        raise FileError(f"{path} was made for {mine} with other weights, the connected {connected} has the same shape but only "
+                        f"{agreement:.0%} of the compared signs agree, expected at least 75%: connect the model it was made for")
+    return [f"{path} was made for {made_for}, the connected model looks like a fine-tune of it ({agreement:.0%} of the compared "
+            "signs agree), so the effect may differ"]
+
+
+def leaf_channels(leaf: nn.Module) -> int:
+    """Output channels C of a Linear, Conv2d, GroupNorm or LayerNorm."""
+    for name in ("out_features", "out_channels", "num_channels"):
+        if hasattr(leaf, name):
+            return int(getattr(leaf, name))
+    return int(leaf.normalized_shape[-1])

@@ -1,0 +1,154 @@
+"""What every concept encoder offers, and the algebra of its unit vectors: averaging and centring."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from ..files import weight_signs
+
+MODALITIES = ("text", "image")
+# A mean of unit vectors shorter than this has no direction that means anything.
+SHORTEST = 1e-4
+
+
+class EncoderError(ValueError):
+    """An encoder that cannot be loaded, or embeddings that do not fit; the message is one sentence with the cure."""
+
+
+@runtime_checkable
+class ConceptEncoder(Protocol):
+    """Text or pictures to unit vectors of one shared space."""
+
+    encoder_id: str
+    width: int
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """N texts -> (N, width) float32 unit vectors, without gradient."""
+        ...
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1], any size -> (N, width) float32 unit vectors, without gradient."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptEmbedding:
+    """A concept as an encoder sees it.
+
+    vector: (E,) or (N, E) float32, unit length; encoder_id: which encoder; modality: "text", "image" or, for an average over
+    both, "mixed"; source: for people, such as the text or a file name; parts: what an average was made of, with weights,
+    so that centring can be done per modality later; centred: whether the modality's mean is gone already.
+    """
+
+    vector: Tensor
+    encoder_id: str
+    modality: str
+    source: str = ""
+    parts: tuple[tuple[ConceptEmbedding, float], ...] = ()
+    centred: bool = False
+
+    def __post_init__(self) -> None:
+        vector = self.vector.detach().float()
+        if vector.ndim not in (1, 2) or not vector.numel():
+            raise EncoderError(f"a concept has the shape {tuple(vector.shape)}, expected (width,) or (number, width): reshape it")
+        if self.modality not in (*MODALITIES, "mixed") or (self.modality == "mixed" and not (self.parts or self.centred)):
+            raise EncoderError(f"a concept has the modality '{self.modality}', expected 'text' or 'image': name where it comes from")
+        object.__setattr__(self, "vector", unit(vector))
+
+    @property
+    def width(self) -> int:
+        """Length E of the vectors."""
+        return self.vector.shape[-1]
+
+    def single(self) -> ConceptEmbedding:
+        """One vector (E,): the mean direction of several rows, or the embedding itself. Raises EncoderError if rows cancel."""
+        return self if self.vector.ndim == 1 else replace(self, vector=self.vector.mean(0))
+
+
+def unit(vector: Tensor) -> Tensor:
+    """Vectors (..., E) at length 1 in float32; raises EncoderError when one is (almost) zero or not finite."""
+    vector = vector.float()
+    length = vector.norm(dim=-1)
+    if not torch.isfinite(length).all() or bool((length < SHORTEST).any()):
+        raise EncoderError(f"a concept has a vector of length {float(length.min()):.2g}, expected a clear direction: "
+                           "its parts cancel out, so change the weights or the pictures")
+    return functional.normalize(vector, dim=-1)
+
+
+def average(embeddings: Sequence[ConceptEmbedding], weights: Sequence[float] | None = None) -> ConceptEmbedding:
+    """The direction of the weighted sum of concepts of one encoder, as one vector (E,).
+
+    weights: one finite number each, negative ones subtract; None = equal. Several rows of one embedding count as their mean.
+    Raises EncoderError for no embeddings, other encoders, mixed centring, or a sum without direction.
+    """
+    weights = [1.0] * len(embeddings) if weights is None else [float(weight) for weight in weights]
+    if not embeddings or len(weights) != len(embeddings):
+        raise EncoderError(f"got {len(weights)} weights for {len(embeddings)} concepts, expected one for each of at least one concept")
+    first = embeddings[0]
+    for other in embeddings:
+        if (other.encoder_id, other.width) != (first.encoder_id, first.width):
+            raise EncoderError(f"concepts come from the encoders '{first.encoder_id}' (width {first.width}) and '{other.encoder_id}' "
+                               f"(width {other.width}), expected one encoder: encode all of them with the same one")
+        if other.centred != first.centred:
+            raise EncoderError("some concepts are centred and some are not, expected all alike: average first, centre last")
+    total = sum((weight * item.single().vector for item, weight in zip(embeddings, weights)), torch.zeros(first.width))
+    modalities = {item.modality for item in embeddings}
+    source = " + ".join(f"{weight:g} x {item.source}" for item, weight in zip(embeddings, weights))
+    return ConceptEmbedding(total, first.encoder_id, first.modality if len(modalities) == 1 else "mixed", source,
+                            tuple(zip(embeddings, weights)), first.centred)
+
+
+def centre(embedding: ConceptEmbedding, means: Mapping[str, Tensor]) -> ConceptEmbedding:
+    """Subtract the mean vector (E,) of the embedding's modality and return to unit length, so that texts and pictures meet.
+
+    means: by modality, from the hypernetwork's file; a modality without mean stays as it is. Averages are made again from
+    their centred parts. An embedding already centred is returned unchanged. (CLIP's modality gap; reference section 10.3.)
+    """
+    if embedding.centred:
+        return embedding
+    if embedding.parts:
+        again = average([centre(part, means) for part, _ in embedding.parts], [weight for _, weight in embedding.parts])
+        return replace(again, source=embedding.source)
+    vector = embedding.vector
+    if embedding.modality in means:
+        mean = means[embedding.modality].to(vector.device, torch.float32)
+        if mean.shape != vector.shape[-1:]:
+            raise EncoderError(f"the mean of modality '{embedding.modality}' has the shape {tuple(mean.shape)}, "
+                               f"expected ({embedding.width},): use the hypernetwork made for this encoder")
+        vector = vector - mean
+    return replace(embedding, vector=vector, centred=True)
+
+
+def embed_text(encoder: ConceptEncoder, texts: Sequence[str]) -> ConceptEmbedding:
+    """Encode texts: one text -> vector (E,), several -> rows (N, E). Raises EncoderError for none or an empty one."""
+    texts = [text.strip() for text in texts]
+    if not texts or not all(texts):
+        raise EncoderError("the concept text is empty, expected at least one word: type what the picture should show")
+    vectors = encoder.encode_text(texts).cpu()
+    return ConceptEmbedding(vectors[0] if len(texts) == 1 else vectors, encoder.encoder_id, "text", "; ".join(texts))
+
+
+def embed_images(encoder: ConceptEncoder, images: Tensor, source: str = "") -> ConceptEmbedding:
+    """Encode pictures (N, 3, H, W) in [0, 1]: one -> vector (E,), several -> rows (N, E). Raises ValueError for other shapes."""
+    vectors = encoder.encode_images(images).cpu()
+    return ConceptEmbedding(vectors[0] if len(vectors) == 1 else vectors, encoder.encoder_id, "image",
+                            source or f"{len(vectors)} picture" + "s" * (len(vectors) != 1))
+
+
+def clip_encoder_id(token_embedding: Tensor, text_projection: Tensor, patch_embedding: Tensor, visual_projection: Tensor,
+                    label: str = "clip") -> str:
+    """A name for a CLIP that depends on its weights only, whatever library, folder, file name or dtype they come from.
+
+    token_embedding (V, D), text_projection (E, D), patch_embedding (Dv, 3, p, p), visual_projection (E, Dv): orientation of
+    `transformers`. Looks like `clip-vit1024p14-768-t0123abcd-v4567cdef`, with one part per tower.
+    """
+    towers = ((token_embedding, text_projection), (patch_embedding, visual_projection))
+    text, vision = (hashlib.sha256("".join(weight_signs(t, 1024) for t in tower).encode()).hexdigest()[:8] for tower in towers)
+    return f"{label}-vit{patch_embedding.shape[0]}p{patch_embedding.shape[-1]}-{text_projection.shape[0]}-t{text}-v{vision}"

@@ -1,0 +1,83 @@
+"""Training states as one safetensors file: nested dicts, lists, numbers and tensors, written whole or not at all.
+
+No pickle: a checkpoint someone else made can be opened without running their code.
+"""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file as _write
+from torch import Tensor
+
+_KEY = "hypertransport_checkpoint"
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().contiguous().cpu()
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        return {"dict": [[k, _flatten(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_flatten(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]}
+    return {"value": value}
+
+
+def _restore(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    (kind, content), = tree.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {k: _restore(v, tensors) for k, v in content}
+    return [_restore(v, tensors) for v in content] if kind == "list" else content
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write `state` (dicts, lists, tuples, JSON values and tensors, nested) to `path` atomically.
+
+    Raises OSError when the disk is full or the folder cannot be written; whatever stood at `path` is then still whole.
+    """
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    tree = _flatten(state, "", tensors)
+    seen: dict[int, str] = {}
+    for key, value in tensors.items():  # safetensors refuses tensors that share memory
+        if value.numel() and seen.setdefault(value.data_ptr(), key) != key:
+            tensors[key] = value.clone()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        _write(tensors, str(partial), metadata={_KEY: json.dumps(tree)})
+        with open(partial, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given (tuples come back as lists). Raises ValueError, one sentence, for any other or a damaged file."""
+    try:
+        with safe_open(str(path), "pt") as f:
+            tree = json.loads((f.metadata() or {})[_KEY])
+            return _restore(tree, {k: f.get_tensor(k) for k in f.keys()})
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint of this trainer ({type(error).__name__}): choose an older one of the run, or start again") from error
+
+
+def latest(folder: str | Path, pattern: str = "step-*.safetensors") -> Path | None:
+    """The newest checkpoint by name, or None."""
+    return max(Path(folder).glob(pattern), default=None)
+
+
+def rotate(folder: str | Path, keep: int, pattern: str = "step-*.safetensors") -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for old in sorted(Path(folder).glob(pattern))[:-keep]:
+        old.unlink(missing_ok=True)
+
+

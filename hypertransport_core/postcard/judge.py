@@ -1,0 +1,78 @@
+"""The judge of the Postcard world: a small convolutional network, trained on renders only, that names concept, subject and colour.
+
+It never sees a generated picture in training and takes no part in training anything it scores.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import files
+from .concepts import concepts
+from .render import COLOURS
+from .subjects import SUBJECTS
+
+KIND = "postcard_judge"
+
+
+@dataclass
+class Verdict:
+    """Probabilities, float32: `concept` (B, concepts + 1; the last is *no concept*), `subject` (B, subjects), `colour` (B, colours)."""
+
+    concept: Tensor
+    subject: Tensor
+    colour: Tensor
+
+
+class _Block(nn.Module):
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(width_in, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return nn.functional.max_pool2d(x + self.second(x), 2)
+
+
+class Judge(nn.Module):
+    """Three heads over five convolution blocks; input (B, 3, 64, 64) in [0, 1]."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 160)) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        chain = (3, *widths)
+        self.blocks = nn.Sequential(*(_Block(a, b) for a, b in zip(chain, widths)))
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * 16, 384), nn.ReLU())
+        self.concept = nn.Linear(384, len(concepts()) + 1)
+        self.subject = nn.Linear(384, len(SUBJECTS))
+        self.colour = nn.Linear(384, len(COLOURS))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of concept, subject, colour."""
+        h = self.trunk(self.blocks(images * 2 - 1))
+        return self.concept(h), self.subject(h), self.colour(h)
+
+    @torch.no_grad()
+    def verdict(self, images: Tensor) -> Verdict:
+        return Verdict(*(logits.float().softmax(-1) for logits in self(images.float())))
+
+    def save(self, path: str | Path, header: dict[str, object] | None = None) -> None:
+        """fp16 safetensors; raises FileError."""
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        files.save_file(path, tensors, KIND, {**(header or {}), "widths": list(self.widths), "concepts": [c.name for c in concepts()],
+                                              "subjects": list(SUBJECTS), "colours": list(COLOURS)}, {})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Judge":
+        """In evaluation mode; raises FileError for a damaged file or one made for another list of concepts."""
+        tensors, header = files.load_file(path, KIND)
+        if header.get("concepts") != [c.name for c in concepts()]:
+            raise files.FileError(f"{path} judges {len(header.get('concepts', []))} concepts that are not this version's {len(concepts())}: "
+                                  "train it again with python -m hypertransport_core.postcard.train judge")
+        judge = cls(tuple(header["widths"]))
+        judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        return judge.eval()

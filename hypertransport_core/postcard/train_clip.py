@@ -1,0 +1,155 @@
+"""Train the Postcard CLIP: `python -m hypertransport_core.postcard.train_clip --output weights/postcard_clip.safetensors`.
+
+Two stages, both contrastive. First the words: captions against a learned table of the truth (what a postcard shows), a few
+minutes that need no pixels. Then the pictures: renders against captions in the now fixed space of the words, so that the
+text-to-image model, which reads the words, may be trained before the pictures are learned.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import load_checkpoint, save_checkpoint
+from .captions import captions, vocabulary
+from .clip import PostcardCLIP
+from .concepts import concepts
+from .render import COLOURS, PLACES, SIZE_NAMES, Truth, random_truth, render
+from .subjects import SUBJECTS
+
+log = logging.getLogger(__name__)
+_FIELDS = {"subject": len(SUBJECTS), "colour": len(COLOURS), "size": len(SIZE_NAMES), "place": len(PLACES), "concept": len(concepts()) + 1}
+
+
+class TruthTable(nn.Module):
+    """What a postcard shows, as a unit vector: the sum of one learned vector per named fact, through a small network."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.vectors = nn.ModuleDict({name: nn.Embedding(count + 1, 256) for name, count in _FIELDS.items()})
+        self.head = nn.Sequential(nn.LayerNorm(256), nn.Linear(256, 512), nn.GELU(), nn.Linear(512, width))
+        self.readers = nn.ModuleDict({name: nn.Linear(width, count) for name, count in _FIELDS.items()})
+
+    def forward(self, facts: dict[str, Tensor]) -> Tensor:
+        return nn.functional.normalize(self.head(sum(self.vectors[k](v) for k, v in facts.items())), dim=-1)
+
+    def reading_loss(self, vectors: Tensor, facts: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy of naming every known fact from the vector alone: keeps all facts in it, not only the telling ones."""
+        losses = []
+        for name, count in _FIELDS.items():
+            known = facts[name] < count
+            if known.any():
+                losses.append(nn.functional.cross_entropy(self.readers[name](vectors[known] * 8), facts[name][known]))
+        return torch.stack(losses).mean()
+
+
+def named_facts(truth: Truth, scene: Tensor, place: Tensor) -> dict[str, Tensor]:
+    """The facts a caption states, as class indices; a fact it leaves open has the index after the last."""
+    concept = torch.where(truth.concept < 0, _FIELDS["concept"] - 1, truth.concept)
+    facts = {"subject": (truth.subject, scene), "colour": (truth.colour, scene), "size": (truth.size, scene), "place": (truth.place, place),
+             "concept": (concept, torch.ones_like(scene))}
+    return {name: torch.where(known, value, _FIELDS[name]) for name, (value, known) in facts.items()}
+
+
+def contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    logits = a @ b.T * scale
+    target = torch.arange(len(a))
+    return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+
+
+def _schedule(step: int, steps: int, warm: int = 100) -> float:
+    return min(1.0, (step + 1) / warm) * min(1.0, (steps - step) / (steps * .4))
+
+
+def train(clip: PostcardCLIP, table: TruthTable, *, stage: str, steps: int, batch: int, rate: float, seed: int, state_file: Path) -> None:
+    """Train the ``text`` or the ``vision`` stage in place; continues from `state_file` when that holds this stage."""
+    vision = stage == "vision"
+    params = [p for n, p in clip.named_parameters() if ("vision" in n or "visual" in n) == vision and "logit_scale" not in n] + list(table.parameters())
+    scale = clip.model.logit_scale
+    optimiser = torch.optim.AdamW([{"params": params}, {"params": [scale], "weight_decay": 0.}], lr=rate, betas=(.9, .98), weight_decay=.02)
+    g, first = torch.Generator().manual_seed(seed + vision), 0
+    if state_file.exists() and (state := load_checkpoint(state_file))["stage"] == stage:
+        clip.load_state_dict(state["clip"]), table.load_state_dict(state["table"]), optimiser.load_state_dict(state["optimiser"])
+        g.set_state(state["rng"])
+        first = state["step"]
+    clip.train()
+    started, seen = time.monotonic(), 0
+    for step in range(first, steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate * _schedule(step, steps)
+        truth = random_truth(batch, g)
+        said = captions(truth, g, concept_only=.3)
+        facts = named_facts(truth, said.names_scene, said.names_place)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.set_grad_enabled(not vision):
+                text = clip.encode_text(said.texts)
+            if vision:
+                other = clip.encode_images(render(truth))
+                readable = named_facts(truth, torch.ones(batch, dtype=torch.bool), torch.ones(batch, dtype=torch.bool))
+                reading = table.reading_loss(other, readable)
+            else:
+                other = table(facts)
+                reading = table.reading_loss(text, facts)
+        loss = contrast(text.float(), other.float(), scale.exp().clamp(max=60)) + .5 * reading
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimiser.step()
+        seen += batch
+        if step % 100 == 0 or step == steps - 1:
+            log.info("%s step %d/%d loss %.3f (reading %.3f) %.0f/s", stage, step, steps, loss.item(), reading.item(), seen / (time.monotonic() - started))
+        if step % 500 == 499 or step == steps - 1:
+            save_checkpoint(state_file, {"stage": stage, "step": step + 1, "clip": clip.state_dict(), "table": table.state_dict(),
+                                         "optimiser": optimiser.state_dict(), "rng": g.get_state()})
+
+
+@torch.no_grad()
+def retrieval(clip: PostcardCLIP, names: tuple[str, ...], per_concept: int = 8, seed: int = 99) -> float:
+    """Share of pictures whose nearest bare-concept text, among the concepts of the same category, is the right one."""
+    clip.eval()
+    everything = concepts()
+    text = clip.encode_text([c.name for c in everything])
+    index = torch.tensor([i for i, c in enumerate(everything) if c.name in names]).repeat_interleave(per_concept)
+    g = torch.Generator().manual_seed(seed)
+    truth = random_truth(len(index), g, generic=0.)
+    truth.concept = index
+    pictures = torch.cat([clip.encode_images(render(truth[i:i + 128])) for i in range(0, len(index), 128)])
+    scores = pictures @ text.T
+    kinds = [c.category for c in everything]
+    same = torch.tensor([[kinds[j] == kinds[i] for j in range(len(kinds))] for i in index.tolist()])
+    return (scores.masked_fill(~same, -9).argmax(1) == index).float().mean().item()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("weights/postcard_clip.safetensors"))
+    parser.add_argument("--state", type=Path, default=Path("runs/postcard/clip.safetensors"), help="training state; an interrupted training continues from it")
+    parser.add_argument("--stages", nargs="+", default=["text", "vision"], choices=["text", "vision"])
+    parser.add_argument("--text-steps", type=int, default=1600)
+    parser.add_argument("--vision-steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    torch.manual_seed(args.seed)
+    clip = PostcardCLIP(vocabulary())
+    table = TruthTable(clip.width)
+    if args.state.exists():
+        state = load_checkpoint(args.state)
+        clip.load_state_dict(state["clip"]), table.load_state_dict(state["table"])
+    for stage in args.stages:
+        train(clip, table, stage=stage, steps=getattr(args, f"{stage}_steps"), batch=args.batch * (2 if stage == "text" else 1), rate=1e-3 if stage == "text" else 8e-4,
+              seed=args.seed, state_file=args.state)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        clip.save(args.output, dtype=torch.float16)
+    from .concepts import split
+    for part, names in split().items():
+        log.info("picture to concept words within category, %s: %.3f", part, retrieval(clip, names))
+
+
+if __name__ == "__main__":
+    main()

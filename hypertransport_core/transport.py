@@ -236,7 +236,7 @@ class TransportMaps:
         sites, own = tuple(sites), {site.path: site for site in self.sites}
         if sites == self.sites:
             return self
-        scales, shifts = [], []
+        scales, shifts = [self.scale[:, :0]], [self.shift[:, :0]]
         for site in sites:
             mine = own.get(site.path)
             if mine is None:

@@ -58,7 +58,7 @@ class FinalLayer(nn.Module):
 
 
 class SmallDiT(nn.Module):
-    """Tokens (B, T, width) -> (B, T, width), with PixArt's names. Norms are affine when asked for, so that they can be folded."""
+    """Tokens (B, T, width) -> (B, T, width), with PixArt's names; affine norms can be folded, PixArt's own cannot."""
 
     def __init__(self, width: int = 8, depth: int = 2, affine: bool = True) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class SmallDiT(nn.Module):
 
 
 def filled(network: nn.Module, seed: int = 0) -> nn.Module:
-    """The network with every parameter drawn anew, small enough to stay well-behaved, zero-initialised outputs included."""
+    """The network with every parameter drawn anew, those that start at zero included, in well-behaved sizes."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in network.named_parameters():

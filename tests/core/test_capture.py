@@ -43,7 +43,8 @@ def test_moments_of_every_site(kind):
         where = site_slices(sites)[site.path]
         assert torch.equal(captured, expected[site.path])
         torch.testing.assert_close(mean.features()[:, where], captured.mean(1))
-        torch.testing.assert_close(both.features()[:, width:][:, where], captured.std(1, correction=0), atol=1e-5, rtol=1e-4)
+        deviation = both.features()[:, width:][:, where]
+        torch.testing.assert_close(deviation, captured.std(1, correction=0), atol=1e-5, rtol=1e-4)
 
 
 def test_sees_steered_outputs_and_pooling_commutes_with_the_map():

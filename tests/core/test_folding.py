@@ -69,7 +69,7 @@ def test_a_layer_without_bias_takes_a_map_without_shift():
 
 def test_refusals_name_the_sites():
     network = small_dit(affine=False)
-    with pytest.raises(FoldError, match=r"5 of 11 sites cannot fold \('blocks.0.norm1' has no learned affine.*and 1 more"):
+    with pytest.raises(FoldError, match=r"5 of 11 sites cannot fold \('blocks.0.norm1' has no learned.*and 1 more"):
         folding.fold_maps(network, random_maps(find_sites(network, "all")))
     with pytest.raises(FoldError, match="2 rows"):
         folding.fold_maps(network, random_maps(find_sites(network), rows=2))

@@ -47,22 +47,24 @@ def norm(width: int = 8) -> nn.Module:
 
 
 FLUX = {
-    "img_in": linear(), "txt_in": linear(), "double_blocks.0.img_attn.qkv": linear(24), "double_blocks.0.img_norm1": norm(),
-    "double_blocks.0.img_attn.proj": linear(), "double_blocks.0.img_mlp": mlp(), "double_blocks.0.txt_attn.proj": linear(),
-    "double_blocks.0.txt_mlp": mlp(), "single_blocks.0.linear1": linear(40), "single_blocks.0.linear2": linear(),
-    "single_blocks.0.pre_norm": norm(), "final_layer.norm_final": norm(), "final_layer.linear": linear(),
+    "img_in": linear(), "txt_in": linear(), "double_blocks.0.img_attn.qkv": linear(24),
+    "double_blocks.0.img_norm1": norm(), "double_blocks.0.img_attn.proj": linear(), "double_blocks.0.img_mlp": mlp(),
+    "double_blocks.0.txt_attn.proj": linear(), "double_blocks.0.txt_mlp": mlp(),
+    "single_blocks.0.linear1": linear(40), "single_blocks.0.linear2": linear(), "single_blocks.0.pre_norm": norm(), "final_layer.norm_final": norm(), "final_layer.linear": linear(),
 }
 SD3 = {
     "joint_blocks.0.x_block.attn.qkv": linear(24), "joint_blocks.0.x_block.attn.proj": linear(),
-    "joint_blocks.0.x_block.attn2.proj": linear(), "joint_blocks.0.x_block.norm1": norm(), "joint_blocks.0.x_block.mlp": mlp(),
+    "joint_blocks.0.x_block.attn2.proj": linear(), "joint_blocks.0.x_block.norm1": norm(),
+    "joint_blocks.0.x_block.mlp": mlp(),
     "joint_blocks.0.context_block.attn.proj": linear(), "joint_blocks.1.context_block.norm1": norm(),
     "joint_blocks.1.context_block.attn.proj": nn.Identity(),
 }
 REFINER = "txt_in.individual_token_refiner.blocks.0"
 WAN_CROSS = tree({"q": linear(), "o": linear(8), "v_img": linear(12)})
 WAN = {
-    "blocks.0.norm1": norm(), "blocks.0.self_attn": tree({"q": linear(), "o": linear()}), "blocks.0.cross_attn": WAN_CROSS,
-    "blocks.0.ffn": mlp(), "head.norm": norm(), "head.head": linear(), f"{REFINER}.norm1": norm(), f"{REFINER}.mlp": mlp(),
+    "blocks.0.norm1": norm(), "blocks.0.self_attn": tree({"q": linear(), "o": linear()}),
+    "blocks.0.cross_attn": WAN_CROSS, "blocks.0.ffn": mlp(), "head.norm": norm(), "head.head": linear(),
+    f"{REFINER}.norm1": norm(), f"{REFINER}.mlp": mlp(),
 }
 
 
@@ -84,9 +86,9 @@ def test_names_of_joint_transformers(leaves, kinds):
 
 def test_sdxl_has_the_256_norms_of_the_paper():
     with torch.device("meta"):
-        sdxl = PostcardUNet(UNetConfig(in_channels=4, out_channels=4, model_channels=320, channel_mult=(1, 2, 4), num_res_blocks=2,
-                                       transformer_depth=(0, 2, 10), transformer_depth_middle=10, num_head_channels=64,
-                                       context_dim=2048))
+        sdxl = PostcardUNet(UNetConfig(in_channels=4, out_channels=4, model_channels=320, channel_mult=(1, 2, 4),
+                                       num_res_blocks=2, transformer_depth=(0, 2, 10), transformer_depth_middle=10,
+                                       num_head_channels=64, context_dim=2048))
     norms = find_sites(sdxl, "norm")
     assert (len(norms), total_channels(norms)) == (256, 294_080)
     assert len(find_sites(sdxl, "mlp")) == 70

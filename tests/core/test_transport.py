@@ -102,16 +102,16 @@ def test_sum_of_one_is_interpolation_and_identity_is_neutral(seed, strength):
         assert same.allclose(maps, atol=1e-6)
 
 
-@pytest.mark.parametrize(("shape", "channel_dim"), [((2, 5, 3), -1), ((2, 3), -1), ((2, 3, 4, 5), 1), ((2, 6, 5, 3), -1)])
+@pytest.mark.parametrize(("shape", "channel_dim"), [((2, 5, 3), -1), ((2, 3, 4, 5), 1), ((2, 6, 5, 3), -1)])
 @pytest.mark.parametrize("rows", [None, 1, 2])
 def test_apply_acts_on_the_channel_dimension(shape, channel_dim, rows):
     g = torch.Generator().manual_seed(0)
     size = (3,) if rows is None else (rows, 3)
-    site_map, z = AffineMap(torch.randn(size, generator=g), torch.randn(size, generator=g)), torch.randn(shape, generator=g)
-    moved = site_map.apply(z, channel_dim).movedim(channel_dim, -1).flatten(1, -2) if len(shape) > 2 else site_map.apply(z)[:, None]
-    flat = z.movedim(channel_dim, -1).flatten(1, -2) if len(shape) > 2 else z[:, None]
+    site_map = AffineMap(torch.randn(size, generator=g), torch.randn(size, generator=g))
+    z = torch.randn(shape, generator=g)
+    before, after = (t.movedim(channel_dim, -1).flatten(1, -2) for t in (z, site_map.apply(z, channel_dim)))
     scale, shift = (t.expand(2, 3)[:, None] for t in (site_map.scale, site_map.shift))
-    torch.testing.assert_close(moved, flat * scale + shift)
+    torch.testing.assert_close(after, before * scale + shift)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -124,9 +124,10 @@ def test_maps_are_fp32_and_activations_keep_their_dtype(dtype):
 
 def test_map_algebra_agrees_with_maps_algebra():
     m1, m2 = maps_of(1, 2), maps_of(2, 2)
+    lam = torch.tensor([0.3, 2.0])
     for got, expected in [(m1["b"].then(m2["b"]), m1.then(m2)["b"]), (m1["b"].inverse(), m1.inverse()["b"]),
                           (m1["b"].interpolate(0.3), m1.interpolate(0.3)["b"]),
-                          (m1["b"].interpolate(torch.tensor([0.3, 2.0])), m1.interpolate(torch.tensor([0.3, 2.0]))["b"])]:
+                          (m1["b"].interpolate(lam), m1.interpolate(lam)["b"])]:
         torch.testing.assert_close(got.scale, expected.scale)
         torch.testing.assert_close(got.shift, expected.shift)
     single = AffineMap(m1["a"].scale[0], m1["a"].shift[0]).interpolate(torch.tensor([0.0, 1.0]))
@@ -173,7 +174,8 @@ def test_gradients_reach_the_tensors():
     scale, shift = torch.ones(2, WIDTH, requires_grad=True), torch.zeros(2, WIDTH, requires_grad=True)
     maps = TransportMaps(SITES, scale, shift)
     other = maps_of(1)
-    made = TransportMaps.mix([maps.then(other), other.then(maps).inverse()], [0.5, 1.0]).interpolate(torch.tensor([0.5, 2.0]))
+    mixed = TransportMaps.mix([maps.then(other), other.then(maps).inverse()], [0.5, 1.0])
+    made = mixed.interpolate(torch.tensor([0.5, 2.0]))
     assert made.requires_grad and not made.detach().requires_grad
     (made["b"].scale.sum() + made["b"].shift.sum()).backward()
     for grad in (scale.grad, shift.grad):
@@ -181,9 +183,14 @@ def test_gradients_reach_the_tensors():
     assert torch.equal(made.to("cpu").scale, made.scale)
 
 
+def flattened(m: TransportMaps) -> TransportMaps:
+    """The maps with a scale of nearly 0 on the second channel of site b."""
+    return TransportMaps(SITES, m.scale.index_fill(1, torch.tensor([4]), MIN_INVERTIBLE_SCALE / 2), m.shift)
+
+
 @pytest.mark.parametrize(("call", "error", "words"), [
-    (lambda m: TransportMaps(SITES, m.scale.index_fill(1, torch.tensor([4]), 1e-5), m.shift).inverse(), TransportError, "site 'b'"),
-    (lambda m: AffineMap(torch.tensor([1.0, MIN_INVERTIBLE_SCALE / 2]), torch.zeros(2)).inverse(), TransportError, "5e-05"),
+    (lambda m: flattened(m).inverse(), TransportError, "site 'b' is 5e-05"),
+    (lambda m: flattened(m)["b"].inverse(), TransportError, "this map is 5e-05"),
     (lambda m: TransportMaps(SITES, m.scale[:, :5], m.shift[:, :5]), TransportError, "(rows, 9)"),
     (lambda m: TransportMaps(SITES, m.scale[0], m.shift[0]), TransportError, "(9,)"),
     (lambda m: TransportMaps((*SITES, SITES[0]), m.scale, m.shift), TransportError, "twice"),

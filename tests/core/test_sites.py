@@ -50,7 +50,8 @@ FLUX = {
     "img_in": linear(), "txt_in": linear(), "double_blocks.0.img_attn.qkv": linear(24),
     "double_blocks.0.img_norm1": norm(), "double_blocks.0.img_attn.proj": linear(), "double_blocks.0.img_mlp": mlp(),
     "double_blocks.0.txt_attn.proj": linear(), "double_blocks.0.txt_mlp": mlp(),
-    "single_blocks.0.linear1": linear(40), "single_blocks.0.linear2": linear(), "single_blocks.0.pre_norm": norm(), "final_layer.norm_final": norm(), "final_layer.linear": linear(),
+    "single_blocks.0.linear1": linear(40), "single_blocks.0.linear2": linear(), "single_blocks.0.pre_norm": norm(),
+    "final_layer.norm_final": norm(), "final_layer.linear": linear(),
 }
 SD3 = {
     "joint_blocks.0.x_block.attn.qkv": linear(24), "joint_blocks.0.x_block.attn.proj": linear(),

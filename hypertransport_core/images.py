@@ -43,7 +43,9 @@ def _to_tensor(picture: Any) -> Tensor:
     from PIL import Image
 
     if picture.mode.startswith(("I", "F")):
-        return _grey_to_tensor(numpy.asarray(picture).astype(numpy.float32))
+        # integer greys are 16-bit pictures, however dark; floats come in several ranges
+        ranges = (1.0, 255.0, 65535.0) if picture.mode.startswith("F") else (65535.0,)
+        return _grey_to_tensor(numpy.asarray(picture).astype(numpy.float32), ranges)
     if "A" in picture.getbands() or "transparency" in picture.info or picture.mode in ("PA", "La", "RGBa"):
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -51,12 +53,11 @@ def _to_tensor(picture: Any) -> Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).contiguous() / 255.0
 
 
-def _grey_to_tensor(values: numpy.ndarray) -> Tensor:
-    """(H, W) of 16-bit, 32-bit or float greys to (3, H, W); the range is the smallest usual one that holds all values."""
+def _grey_to_tensor(values: numpy.ndarray, ranges: tuple[float, ...]) -> Tensor:
+    """(H, W) greys to (3, H, W) in [0, 1]; white is the first of `ranges` that holds all values, or the brightest value."""
     values = numpy.nan_to_num(values, posinf=0.0, neginf=0.0).clip(min=0.0)
     brightest = float(values.max())
-    floats_or_ints = (1.0, 255.0, 65535.0)
-    white = next((limit for limit in floats_or_ints if brightest <= limit), brightest)
+    white = next((limit for limit in ranges if brightest <= limit), brightest)
     return torch.from_numpy(values / numpy.float32(white)).expand(3, -1, -1).contiguous()
 
 

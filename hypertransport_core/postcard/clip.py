@@ -184,6 +184,13 @@ class PostcardCLIP(nn.Module):
         if not isinstance(vocabulary, list) or not all(isinstance(word, str) for word in vocabulary):
             raise files.FileError(f"{path} carries no list of words for its text tower, expected 'vocabulary' in its header: "
                                   "download or train the file again")
-        clip = cls(vocabulary)
+        embedded = tensors.get("text_model.embeddings.token_embedding.weight", torch.empty(0)).shape[:1]
+        if embedded != (len(vocabulary) + 4,):
+            raise files.FileError(f"{path} lists {len(vocabulary)} words but embeds {list(embedded)}, expected four more than words: "
+                                  "download or train the file again")
+        try:
+            clip = cls(vocabulary)
+        except ValueError as error:
+            raise files.FileError(f"{path} cannot be used: {error}") from error
         files.load_into(clip.model, tensors, path)
         return clip.to(dtype).eval()

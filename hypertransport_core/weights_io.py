@@ -1,0 +1,159 @@
+"""Hypernetworks, transport maps and concepts to and from files of the one format (files.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .encoders.base import ConceptEmbedding, EncoderError, average, centre
+from .files import AGAIN, FileError, check_fits, load_file, load_into, save_file, sites_from_header, sites_to_header
+from .hypernetworks import Hypernetwork, HypernetworkError, build_hypernetwork
+from .transport import TransportMaps
+
+HYPERNETWORK, TRANSPORT_MAPS, CONCEPT = "hypernetwork", "transport_maps", "concept"
+_SOURCE = ("source_mean", "source_std")
+
+
+@dataclass(frozen=True)
+class HypernetworkFile:
+    """A loaded hypernetwork with what its file says about it.
+
+    means: by modality, (E,) float32, subtracted from embeddings before use; header: backbone, sites, encoder, strength_range,
+    training, licence; path: where it came from, for messages.
+    """
+
+    hypernetwork: Hypernetwork
+    means: dict[str, Tensor]
+    header: dict[str, Any]
+    path: Path = field(default_factory=Path)
+
+    @property
+    def strength_range(self) -> tuple[float, float]:
+        """Recommended (lowest, highest) strength."""
+        low, high = self.header.get("strength_range", (0.0, 1.0))
+        return float(low), float(high)
+
+    @torch.no_grad()
+    def maps_for(self, embedding: ConceptEmbedding, step: int | None = None) -> TransportMaps:
+        """Maps of one concept (one row; several vectors count as their mean), in float32 on the hypernetwork's device.
+
+        Raises FileError when the embedding comes from another encoder.
+        """
+        check_fits(self.header, self.path, encoder_id=embedding.encoder_id, encoder_width=embedding.width)
+        vector = centre(embedding, self.means).single().vector
+        maps = self.hypernetwork(vector[None].to(self.hypernetwork.source_mean.device), step)
+        info = {**maps.info, "concept": embedding.source, "modality": embedding.modality, "encoder": embedding.encoder_id,
+                "backbone": self.header.get("backbone", {}).get("family", "")}
+        return TransportMaps(maps.sites, maps.scale, maps.shift, info)
+
+
+def save_hypernetwork(path: str | Path, hypernetwork: Hypernetwork, *, family: str, fingerprint: Mapping[str, Any], encoder_id: str,
+                      means: Mapping[str, Tensor] | None = None, strength_range: tuple[float, float] = (0.0, 1.0),
+                      training: Mapping[str, Any] | None = None, licence: str = "", dtype: torch.dtype = torch.float16,
+                      modelspec: Mapping[str, str] | None = None) -> None:
+    """Write a hypernetwork. family, fingerprint: of the backbone (`network_fingerprint`); means: by modality, (E,);
+    training: JSON-able summary; dtype: of the stored weights, statistics stay float32. Raises FileError."""
+    tensors = {f"network.{name}": value if name in _SOURCE else value.to(dtype) for name, value in hypernetwork.state_dict().items()}
+    tensors.update({f"mean.{modality}": mean.float() for modality, mean in (means or {}).items()})
+    config = hypernetwork.config()
+    header = {"backbone": {"family": family, "fingerprint": dict(fingerprint)}, "sites": config.pop("sites"), "config": config,
+              "encoder": {"id": encoder_id, "width": hypernetwork.embedding_dim}, "strength_range": list(strength_range),
+              "training": dict(training or {}), "licence": licence}
+    spec = {"architecture": f"{family}/hypertransport", "license": licence, "implementation": "hypertransport", **(modelspec or {})}
+    save_file(path, tensors, HYPERNETWORK, header, spec)
+
+
+def load_hypernetwork(path: str | Path) -> HypernetworkFile:
+    """Read what `save_hypernetwork` wrote: float32, evaluation mode, on the CPU. Raises FileError for anything else."""
+    path = Path(path)
+    tensors, header = load_file(path, HYPERNETWORK)
+    weights = {name.removeprefix("network."): value.float() for name, value in tensors.items() if name.startswith("network.")}
+    means = {name.removeprefix("mean."): value.float() for name, value in tensors.items() if name.startswith("mean.")}
+    _need(header, path, backbone=dict, encoder=dict, config=dict, strength_range=list)
+    sites = sites_from_header(header, path)
+    # A header cannot make us build more than the file holds: shapes are compared before any memory is taken.
+    largest = max([len(weights), *(size for value in weights.values() for size in value.shape)], default=0)
+    for key, value in header["config"].items():
+        if isinstance(value, (int, float)) and abs(value) > largest:
+            raise FileError(f"{path} claims {key} = {value} but its largest tensor dimension is {largest}, expected both to agree: {AGAIN}")
+    try:
+        with torch.device("meta"):
+            network = build_hypernetwork({**header["config"], "sites": sites})
+    except (HypernetworkError, TypeError) as error:
+        raise FileError(f"{path} describes a hypernetwork that cannot be built ({str(error).rstrip('.')}), "
+                        "expected a configuration of this version: update the node pack") from error
+    load_into(network, weights, path, assign=True)
+    width = network.embedding_dim
+    if header["encoder"].get("width") != width or any(mean.shape != (width,) for mean in means.values()):
+        raise FileError(f"{path} names an encoder of width {header['encoder'].get('width')} and means of the shapes "
+                        f"{[tuple(mean.shape) for mean in means.values()]}, expected {width} as its network has: {AGAIN}")
+    return HypernetworkFile(network.requires_grad_(False).eval(), means, header, path)
+
+
+def save_maps(path: str | Path, maps: TransportMaps, *, family: str = "", fingerprint: Mapping[str, Any] | None = None,
+              licence: str = "", modelspec: Mapping[str, str] | None = None) -> None:
+    """Write transport maps in float32 with their `info`; family, fingerprint: of the backbone. Raises FileError."""
+    backbone = {"family": family, "fingerprint": dict(fingerprint or {})} if family or fingerprint else {}
+    header = {"backbone": backbone, "sites": sites_to_header(maps.sites), "info": dict(maps.info), "licence": licence}
+    spec = {"architecture": f"{family or 'unknown'}/hypertransport", "license": licence, **(modelspec or {})}
+    save_file(path, {"scale": maps.scale, "shift": maps.shift}, TRANSPORT_MAPS, header, spec)
+
+
+def load_maps(path: str | Path) -> tuple[TransportMaps, dict[str, Any]]:
+    """Read (maps, header) of `save_maps`, on the CPU. Raises FileError for anything else."""
+    path = Path(path)
+    tensors, header = load_file(path, TRANSPORT_MAPS)
+    _need(header, path, backbone=dict, info=dict)
+    sites = sites_from_header(header, path)
+    width = sum(site.channels for site in sites)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    rows = shapes["scale"][0] if shapes.get("scale") else 0
+    if rows < 1 or shapes != {"scale": (rows, width), "shift": (rows, width)}:
+        raise FileError(f"{path} holds tensors of the shapes {shapes}, expected 'scale' and 'shift' of (rows, {width}) for its "
+                        f"{len(sites)} sites: {AGAIN}")
+    return TransportMaps(sites, tensors["scale"].float(), tensors["shift"].float(), header["info"]), header
+
+
+def save_concept(path: str | Path, embedding: ConceptEmbedding, *, modelspec: Mapping[str, str] | None = None) -> None:
+    """Write a concept embedding with all parts of an average. Raises FileError."""
+    tensors: dict[str, Tensor] = {}
+    tree = _concept_tree(embedding, tensors)
+    save_file(path, tensors, CONCEPT, {"concept": tree, "encoder": {"id": embedding.encoder_id, "width": embedding.width}}, modelspec)
+
+
+def load_concept(path: str | Path) -> ConceptEmbedding:
+    """Read what `save_concept` wrote. Raises FileError for anything else."""
+    tensors, header = load_file(path, CONCEPT)
+    _need(header, Path(path), concept=dict, encoder=dict)
+    try:
+        return _concept_from(header["concept"], tensors, header["encoder"]["id"])
+    except (EncoderError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise FileError(f"{path} holds no usable concept ({error}), expected vectors with their origin: {AGAIN}") from error
+
+
+def _concept_tree(embedding: ConceptEmbedding, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    tree: dict[str, Any] = {"modality": embedding.modality, "source": embedding.source, "centred": embedding.centred}
+    if embedding.parts:
+        return {**tree, "parts": [[_concept_tree(part, tensors), weight] for part, weight in embedding.parts]}
+    tree["vector"] = f"vector.{len(tensors)}"
+    tensors[tree["vector"]] = embedding.vector
+    return tree
+
+
+def _concept_from(tree: Mapping[str, Any], tensors: Mapping[str, Tensor], encoder_id: str) -> ConceptEmbedding:
+    if "parts" not in tree:
+        return ConceptEmbedding(tensors[tree["vector"]], str(encoder_id), tree["modality"], tree["source"], (), tree["centred"])
+    parts = [_concept_from(part, tensors, encoder_id) for part, _ in tree["parts"]]
+    again = average(parts, [weight for _, weight in tree["parts"]])
+    return ConceptEmbedding(again.vector, again.encoder_id, again.modality, tree["source"], again.parts, again.centred)
+
+
+def _need(header: Mapping[str, Any], path: Path, **kinds: type) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(header.get(key), kind):
+            raise FileError(f"{path} has {type(header.get(key)).__name__} under '{key}' in its header, expected {kind.__name__}: {AGAIN}")

@@ -1,0 +1,79 @@
+"""ComfyUI as a library for the host tests: found, made importable, on the CPU. Nothing installed is changed."""
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+PACK = Path(os.path.abspath(__file__)).parents[2]  # not resolved: the pack may be a link inside custom_nodes
+_kept: list[object] = []  # operator libraries vanish when collected
+
+
+def find_host() -> tuple[Path | None, str]:
+    """(the ComfyUI checkout or None, where it was looked for, in words).
+
+    In this order: $COMFYUI_PATH; the ComfyUI in whose custom_nodes the pack lies; ~/comfy/ComfyUI. A variable that is set
+    but wrong is not passed over in silence: then there is no host.
+    """
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        path = Path(named).expanduser()
+        return (path if _is_host(path) else None), f"COMFYUI_PATH={named} holds no ComfyUI" if not _is_host(path) else str(path)
+    places = [PACK.parent.parent] if PACK.parent.name == "custom_nodes" else []
+    places.append(Path("~/comfy/ComfyUI").expanduser())
+    for path in places:
+        if _is_host(path):
+            return path, str(path)
+    return None, "no ComfyUI found: set COMFYUI_PATH to its folder, install the pack in its custom_nodes, or put it at ~/comfy/ComfyUI"
+
+
+def _is_host(path: Path) -> bool:
+    return (path / "comfy" / "model_base.py").is_file()
+
+
+@lru_cache(maxsize=1)
+def boot() -> str | None:
+    """Import comfy on the CPU. Returns None when it is there, otherwise why not. Raises what a broken host raises."""
+    host, words = find_host()
+    if host is None:
+        return words
+    if str(host) not in sys.path:
+        sys.path.insert(0, str(host))
+    mend_torchvision()
+    # comfy reads sys.argv only after comfy.options.enable_args_parsing(), so pytest's own arguments do no harm.
+    from comfy.cli_args import args
+
+    args.cpu = True  # before comfy.model_management is imported
+    args.use_pytorch_cross_attention = True
+    level = logging.getLogger().level
+    import comfy.model_management  # noqa: F401
+    import comfy.sd  # noqa: F401
+
+    logging.getLogger().setLevel(max(level, logging.WARNING))
+    return None
+
+
+def mend_torchvision() -> None:
+    """Let a torchvision whose compiled part does not fit this torch be imported: comfy needs it at import, not its operators.
+
+    The package index has CUDA builds only; beside a CPU torch they stop at "operator torchvision::nms does not exist",
+    because Python describes operators that were never loaded. Declaring them is enough. A missing torchvision stays missing.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _kept.append(library)
+        import torchvision  # noqa: F401
+    except ImportError:
+        return  # comfy's own import then says what is missing

@@ -229,9 +229,8 @@ def _check_version_and_kind(path: Path, full: Mapping[str, Any], kind: str | tup
         raise FileError(f"{path} is a '{full.get('kind')}' file, expected '{' or '.join(kinds)}': choose a file of that kind")
 
 
-def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, *, assign: bool = False) -> None:
-    """Copy `tensors` into all parameters and buffers of `network`, names and shapes exactly; raises FileError for the first that
-    differs. assign: put the tensors themselves in place (a network built on the meta device)."""
+def check_state(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise FileError for the first parameter or buffer of `network` that `tensors` lacks, holds too much, or in another shape."""
     own = network.state_dict()
     for name in sorted(own.keys() ^ tensors.keys()):
         what = "lacks the tensor" if name in own else "holds the unexpected tensor"
@@ -241,7 +240,12 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Pat
         if value.shape != tensors[name].shape:
             raise FileError(f"{path} holds '{name}' with the shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}: "
                             "choose the file made for this network")
-    network.load_state_dict(dict(tensors), assign=assign)
+
+
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy `tensors` into all parameters and buffers of `network`, names and shapes exactly; raises FileError."""
+    check_state(network, tensors, path)
+    network.load_state_dict(dict(tensors))
 
 
 def sites_to_header(sites: Sequence[Site]) -> list[list[Any]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .encoders.base import ConceptEmbedding, EncoderError, average, centre
-from .files import AGAIN, FileError, check_fits, load_file, load_into, save_file, sites_from_header, sites_to_header
+from .files import AGAIN, FileError, check_fits, check_state, load_file, load_into, save_file, sites_from_header, sites_to_header
 from .hypernetworks import Hypernetwork, HypernetworkError, build_hypernetwork
 from .transport import TransportMaps
 
@@ -83,11 +83,13 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
             raise FileError(f"{path} claims {key} = {value} but its largest tensor dimension is {largest}, expected both to agree: {AGAIN}")
     try:
         with torch.device("meta"):
-            network = build_hypernetwork({**header["config"], "sites": sites})
+            check_state(build_hypernetwork({**header["config"], "sites": sites}), weights, path)
+        # built again on the CPU: buffers that are not stored have no values on the meta device
+        network = build_hypernetwork({**header["config"], "sites": sites})
     except (HypernetworkError, TypeError) as error:
         raise FileError(f"{path} describes a hypernetwork that cannot be built ({str(error).rstrip('.')}), "
                         "expected a configuration of this version: update the node pack") from error
-    load_into(network, weights, path, assign=True)
+    load_into(network, weights, path)
     width = network.embedding_dim
     if header["encoder"].get("width") != width or any(mean.shape != (width,) for mean in means.values()):
         raise FileError(f"{path} names an encoder of width {header['encoder'].get('width')} and means of the shapes "

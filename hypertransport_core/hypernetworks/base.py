@@ -69,6 +69,7 @@ class Hypernetwork(nn.Module):
         """Take μ and σ of the source (generic) class: (D,) or (S, D), D = ΣC or 2 ΣC, of which the first ΣC are used.
 
         S may be the number of steps, or any number for a hypernetwork of one step, which takes the average over S.
+        Channels that hardly vary get a hundredth of the median σ, or their shift could never be learned.
         Raises HypernetworkError.
         """
         mean, std = (torch.atleast_2d(values.detach().float())[:, :self.channels] for values in (mean, std))
@@ -81,7 +82,7 @@ class Hypernetwork(nn.Module):
         if self.steps == 1:
             mean, std = mean.mean(0, keepdim=True), std.square().mean(0, keepdim=True).sqrt()
         self.source_mean.copy_(mean)
-        self.source_std.copy_(std)
+        self.source_std.copy_(std.maximum(0.01 * std.median(dim=1, keepdim=True).values).clamp(min=1e-6))
 
     def forward(self, embedding: Tensor, step: int | None = None) -> TransportMaps:
         """Maps of every embedding (B, E), B rows, fp32. `step` names the sampling step where `steps` > 1. Raises HypernetworkError."""

@@ -82,13 +82,16 @@ def test_maps_turn_around_the_source_mean(kind: str) -> None:
 
 
 def test_source_statistics_of_several_steps_and_moments() -> None:
-    mean, std = torch.rand(2, 2 * CHANNELS), torch.rand(2, 2 * CHANNELS)
+    mean, std = torch.rand(2, 2 * CHANNELS), torch.rand(2, 2 * CHANNELS) + 0.1
     single = build("mlp")
     single.set_source(mean, std)
     torch.testing.assert_close(single.source_mean[0], mean[:, :CHANNELS].mean(0))
     double = build("mlp", steps=2)
     double.set_source(mean, std)
     torch.testing.assert_close(double.source_std, std[:, :CHANNELS])
+    constant = torch.ones(CHANNELS).index_fill(0, torch.tensor([3]), 0.0)
+    single.set_source(mean[0], constant)
+    torch.testing.assert_close(single.source_std[0, 2:4], torch.tensor([1.0, 0.01]))
     with pytest.raises(HypernetworkError, match=r"needs \(2, 21\)"):
         double.set_source(mean[:1], std[:1])
     with pytest.raises(HypernetworkError, match="not finite"):

@@ -1,0 +1,99 @@
+"""What the judge says about pictures, per concept: concept named, subject and colour kept, probability rising with strength."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..postcard.captions import scene_prompts
+from ..postcard.concepts import SUBJECT_COLOURS, concepts
+from ..postcard.judge import Judge
+from ..postcard.render import COLOURS
+from ..postcard.subjects import SUBJECTS
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Below this a fall of the mean probability is noise of a few samples, not a reversal; the strict share is reported beside it.
+FALL_ALLOWED = 0.01
+TRAINING_SCENES, TRAINING_SEED = 128, 0  # more scenes than any training uses, so that none of them is asked here
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Prompts of generic scenes with fresh seeds and the truth about each: indices of subject and colour, int64 (n,)."""
+
+    prompts: list[str]
+    seeds: list[int]
+    subject: Tensor
+    colour: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The judge's verdict on n pictures of one prompt set: bool (n,) subject and colour right; (n, concepts + 1) probabilities."""
+
+    subject: Tensor
+    colour: Tensor
+    concept: Tensor
+
+    def named(self, concept: int) -> Tensor:
+        """Whether the concept is the most probable of all, bool (n,)."""
+        return self.concept.argmax(1) == concept
+
+    def probability(self, concept: int) -> float:
+        """Mean probability of a concept."""
+        return float(self.concept[:, concept].mean())
+
+
+def fresh_scenes(count: int, seed: int = 90_000) -> Scenes:
+    """`count` scenes none of which is among the training scenes, each with a noise seed of its own; the same for every concept."""
+    known = set(scene_prompts(TRAINING_SCENES, TRAINING_SEED))
+    prompts = [prompt for prompt in scene_prompts(count + len(known), seed) if prompt not in known][:count]
+    return Scenes(prompts, [seed + index for index in range(count)], *truth_of(prompts))
+
+
+def truth_of(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Indices of the subject and the colour that canonical scene prompts name, int64 (n,) each. Raises ValueError where one is missing."""
+    subjects, colours = [], []
+    for prompt in prompts:
+        words = prompt.split(",")[0].split()
+        subject = next((word for word in words if word in SUBJECTS), None)
+        colour = next((word for word in words if word in SUBJECT_COLOURS), None)
+        if subject is None or colour is None:
+            raise ValueError(f"The scene '{prompt}' names no known {'subject' if subject is None else 'colour'}; use scenes of scene_prompts().")
+        subjects.append(SUBJECTS.index(subject))
+        colours.append(COLOURS.index(colour))
+    return torch.tensor(subjects), torch.tensor(colours)
+
+
+def concept_number(name: str) -> int:
+    """The judge's index of a concept."""
+    return next(index for index, concept in enumerate(concepts()) if concept.name == name)
+
+
+def judged(judge: Judge, pictures: Tensor, subject: Tensor, colour: Tensor) -> Judged:
+    """Judge pictures (n, 3, 64, 64) against the truth about their prompts."""
+    parts = [judge.verdict(part) for part in pictures.split(128)]
+    return Judged(torch.cat([p.subject for p in parts]).argmax(1) == subject, torch.cat([p.colour for p in parts]).argmax(1) == colour,
+                  torch.cat([p.concept for p in parts]))
+
+
+def kept(before: Tensor, after: Tensor) -> float:
+    """Share of samples right before steering that are still right after it; NaN when none was right before."""
+    return float((before & after).sum() / before.sum()) if bool(before.any()) else float("nan")
+
+
+def rises(probabilities: Sequence[float], fall_allowed: float = FALL_ALLOWED) -> bool:
+    """Whether probabilities over growing strength never fall by more than `fall_allowed`, and end above where they began."""
+    steady = all(b >= a - fall_allowed for a, b in zip(probabilities, probabilities[1:]))
+    return steady and probabilities[-1] > probabilities[0]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN when there are none."""
+    clean = [value for value in values if value == value]
+    return sum(clean) / len(clean) if clean else float("nan")

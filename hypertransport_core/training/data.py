@@ -1,0 +1,280 @@
+"""The collected data of a run: per concept a file with sorted block means, word embeddings and picture embeddings.
+
+Files are those of `checkpoints`. One untouched pass per prompt and noise level; nothing of a concept is written before all of it is there, so that a killed
+collection goes on with the next concept.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..capture import PooledCapture
+from ..checkpoints import load_checkpoint
+from ..concepts import Concept
+from ..encoders.base import unit
+from ..files import FileError, sites_from_header, sites_to_header
+from ..sites import Site, site_slices, total_channels
+from ..wasserstein import block_means, coarsen
+from .config import ConfigError, TrainingConfig
+from .presets import World
+from .states import save_whole
+
+# Larger numbers than these have no place in half precision.
+LARGEST_HALF = 6e4
+
+
+def derived_seed(seed: int, *labels: str | int) -> int:
+    """A seed in [0, 2**62) for one purpose. Each is made from the run's seed anew, so no stream has to be carried along."""
+    return int.from_bytes(hashlib.sha256(json.dumps([seed, *labels]).encode()).digest()[:8], "big") >> 2
+
+
+def seeds_for(count: int, seed: int, *labels: str | int) -> list[int]:
+    """`count` noise seeds in [0, 2**31) for one purpose."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, *labels))
+    return torch.randint(2**31 - 1, (count,), generator=generator).tolist()
+
+
+def arithmetic(config: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """The dtype in which the base model computes."""
+    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+
+
+def noised(x0: Tensor, noise: Tensor, level: float) -> Tensor:
+    """The latents at noise level t of a flow: (1 - t) x0 + t noise."""
+    return (1 - level) * x0 + level * noise
+
+
+def levels_of(world: World, config: TrainingConfig) -> list[float]:
+    """The noise levels at which the base model is called, noisiest first, without the final 0."""
+    return [float(level) for level in world.backbone.noise_levels(config.sampling_steps) if level > 0]
+
+
+def network_device(world: World) -> torch.device:
+    """Where the base model is."""
+    return next(world.backbone.network.parameters()).device
+
+
+@dataclass(frozen=True)
+class ConceptData:
+    """What is known of one concept.
+
+    table: (levels, blocks, D) sorted block means, D = ΣC of the run's sites, twice for mean and spread; text: (1 + phrases, E) unit
+    vectors, the name's first; images: (pictures, E) unit vectors.
+    """
+
+    table: Tensor
+    text: Tensor
+    images: Tensor
+
+
+class DataFolder:
+    """Collected data in a folder, for one run's sites and pooling; several runs with fewer sites may share it.
+
+    Raises ConfigError when the folder was collected for something else, FileError for what the disk refuses.
+    """
+
+    def __init__(self, folder: str | Path, world: World, config: TrainingConfig) -> None:
+        self.folder, self.world, self.config = Path(folder), world, config
+        pattern = config.pattern or None
+        self.sites = tuple(world.backbone.sites(config.site_set, pattern))
+        self.collected_sites = tuple(world.backbone.sites(config.collect_site_set, pattern)) if config.collect_site_set else self.sites
+        self.pooling = config.pooling
+        self.levels = levels_of(world, config)
+        self.key = self._key()
+        self._adopt_or_refuse()
+        self.columns = self._columns()
+
+    # -- what is collected --------------------------------------------------------------------------------------------
+
+    def _key(self) -> dict[str, Any]:
+        """Everything, beside concepts, sites and pooling, on which the numbers depend."""
+        c, world = self.config, self.world
+        scenes = hashlib.sha256("\n".join(world.scenes).encode()).hexdigest()[:16]
+        return {"backbone": world.backbone.family, "weights": _digest(world.backbone.fingerprint()), "encoder": world.encoder.encoder_id,
+                "scenes": scenes, "templates": list(world.templates), "levels": self.levels, "prompts_per_concept": c.prompts_per_concept,
+                "samples_per_prompt": c.samples_per_prompt, "blocks": c.blocks, "images_per_concept": c.images_per_concept, "seed": c.seed,
+                "precision": c.precision}
+
+    @property
+    def source_path(self) -> Path:
+        """The file of the generic class."""
+        return self.folder / "source.safetensors"
+
+    def _adopt_or_refuse(self) -> None:
+        if not self.source_path.is_file():
+            return
+        header = _load(self.source_path)["header"]
+        for name, mine in self.key.items():
+            if header["key"].get(name) != mine:
+                raise ConfigError(f"The data in {self.folder} were collected with {name} = {_short(header['key'].get(name))}, expected {_short(mine)} "
+                                  "as the settings say: choose another data folder, or remove this one.")
+        self.collected_sites = sites_from_header(header, self.source_path)
+        known = {site.path: site for site in self.collected_sites}
+        for site in self.sites:
+            if known.get(site.path) != site:
+                raise ConfigError(f"The data in {self.folder} lack the site '{site.path}', expected all {len(self.sites)} sites of '{self.config.site_set}': "
+                                  "choose another data folder, or collect anew with collect_site_set.")
+        if header["pooling"] != self.pooling and self.pooling == "mean_std":
+            raise ConfigError(f"The data in {self.folder} were pooled as '{header['pooling']}', expected 'mean_std': choose another data folder.")
+        self.pooling = header["pooling"]
+
+    def _columns(self) -> Tensor | None:
+        """Which columns of the stored tables are the run's; None = all."""
+        if self.collected_sites == self.sites and self.pooling == self.config.pooling:
+            return None
+        where = site_slices(self.collected_sites)
+        index = torch.cat([torch.arange(where[site.path].start, where[site.path].stop) for site in self.sites])
+        moments = 2 if self.config.pooling == "mean_std" else 1
+        return torch.cat([index + moment * total_channels(self.collected_sites) for moment in range(moments)])
+
+    def path_of(self, concept: Concept) -> Path:
+        """The file of a concept: its words, made harmless, and a hash that keeps similar ones apart."""
+        words = re.sub(r"[^a-z0-9]+", "_", concept.name.lower()).strip("_")[:60]
+        return self.folder / "concepts" / f"{words}-{hashlib.sha256(concept.name.encode()).hexdigest()[:10]}.safetensors"
+
+    def has(self, concept: Concept) -> bool:
+        """Whether a whole file with the present prompts of this concept is there."""
+        path = self.path_of(concept)
+        if not path.is_file():
+            return False
+        try:
+            header = load_checkpoint(path)["header"]
+        except (ValueError, KeyError):
+            return False
+        return header.get("prompts") == self._prompts_hash(concept) and header.get("source") == self._source_hash()
+
+    def _prompts_hash(self, concept: Concept) -> str:
+        prompts = self.world.prompts(concept, self.config.prompts_per_concept)
+        return hashlib.sha256(json.dumps([concept.name, prompts, list(concept.phrases)]).encode()).hexdigest()[:16]
+
+    def _source_hash(self) -> str:
+        return _digest([self.key, sites_to_header(self.collected_sites), self.pooling])
+
+    # -- collecting ---------------------------------------------------------------------------------------------------
+
+    def missing(self, concepts: Iterable[Concept]) -> list[Concept]:
+        """The concepts not collected yet."""
+        return [c for c in concepts if not self.source_path.is_file() or not self.has(c)]
+
+    def collect(self, concepts: Sequence[Concept], report: Callable[[int, int, str], None] = lambda done, of, name: None) -> None:
+        """Collect the generic class and the concepts that are not there; `report(done, of, name)` follows each and may raise."""
+        if not self.source_path.is_file():
+            self._collect_source()
+        missing = self.missing(concepts)
+        report(0, len(missing), "")
+        for number, concept in enumerate(missing, 1):
+            self._collect_concept(concept)
+            report(number, len(missing), concept.name)
+
+    def _collect_source(self) -> None:
+        features, _ = self._observe(list(self.world.scenes), 0)
+        flat = features.double()
+        header = {"key": self.key, "sites": sites_to_header(self.collected_sites), "pooling": self.pooling}
+        save_whole(self.source_path, {"header": header, "mean": flat.mean(1).float(), "std": flat.std(1, unbiased=False).float()}, "The generic statistics")
+
+    def _collect_concept(self, concept: Concept) -> None:
+        prompts = self.world.prompts(concept, self.config.prompts_per_concept)
+        features, pictures = self._observe(prompts, self.config.images_per_concept)
+        width = self.world.encoder.width
+        images = self.world.encoder.encode_images(pictures).float().cpu() if len(pictures) else torch.zeros(0, width)
+        tensors = {"table": _packed(block_means(features, self.config.blocks)), "text": self._text(concept), "images": images}
+        for name in ("text", "images"):
+            if tensors[name].shape[-1] != width:
+                raise ConfigError(f"The encoder {self.world.encoder.encoder_id} gave {name} vectors of width {tensors[name].shape[-1]}, expected {width} "
+                                  "as it declares: use matching weights.")
+        header = {"concept": concept.name, "category": concept.category, "prompts": self._prompts_hash(concept), "source": self._source_hash()}
+        save_whole(self.path_of(concept), {"header": header, **tensors}, f"The data of '{concept.name}'")
+
+    def _text(self, concept: Concept) -> Tensor:
+        rows = []
+        for words in (concept.name, *concept.phrases):
+            vectors = self.world.encoder.encode_text([template.format(words) for template in self.world.templates])
+            rows.append(unit(vectors.float().cpu().mean(0)))
+        return torch.stack(rows)
+
+    @torch.no_grad()
+    def _observe(self, prompts: Sequence[str], pictures: int) -> tuple[Tensor, Tensor]:
+        """(levels, samples, D) pooled activations of the untouched network, and the first `pictures` results (P, 3, H, W).
+
+        At t < 1 the input is built from the prediction at t = 1, as in training, so both see the same kind of latents.
+        """
+        backbone, device = self.world.backbone, network_device(self.world)
+        texts = [prompt for _ in range(self.config.samples_per_prompt) for prompt in prompts]
+        seeds = seeds_for(len(texts), self.config.seed, "collect")
+        features: list[list[Tensor]] = [[] for _ in self.levels]
+        images: list[Tensor] = []
+        for start in range(0, len(texts), self.config.batch):
+            part = slice(start, start + self.config.batch)
+            conditioning, noise = backbone.encode(texts[part]).to(device), backbone.noise(seeds[part]).to(device)
+            x, clean = noise, noise
+            with arithmetic(self.config, device):
+                for number, level in enumerate(self.levels):
+                    with PooledCapture(backbone.network, self.collected_sites, self.pooling) as capture:
+                        prediction = backbone.denoise(x, level, conditioning).float()
+                    features[number].append(capture.features().float().cpu())
+                    clean = prediction if number == 0 else clean
+                    x = noised(clean, noise, self.levels[number + 1]) if number + 1 < len(self.levels) else prediction
+                wanted = pictures - sum(len(i) for i in images)
+                if wanted > 0:
+                    images.append(backbone.decode(x[:wanted]).float().cpu())
+        found = torch.cat(images) if images else torch.zeros(0, 3, 1, 1)
+        table = torch.stack([torch.cat(parts) for parts in features])
+        if not bool(table.isfinite().all()):
+            raise ConfigError(f"The base model gave activations that are not finite for '{texts[0]}', expected finite numbers: use precision = \"fp32\" or other weights.")
+        return table, found
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def source(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation over samples of the generic class, (levels, D) each."""
+        tensors = _load(self.source_path)
+        return self._own(tensors["mean"]), self._own(tensors["std"])
+
+    def read(self, concept: Concept) -> ConceptData:
+        """All of one concept. Raises FileError, for a file that is missing too."""
+        tensors = _load(self.path_of(concept))
+        return ConceptData(self._own(tensors["table"]), tensors["text"], tensors["images"])
+
+    def targets(self, concept: Concept, level: int, blocks: int) -> Tensor:
+        """Sorted block means (blocks, D) fp32 of one concept at one noise level, read from the disk's cache."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(self.path_of(concept)), "pt") as file:
+                table = file.get_slice("/table")[level]
+        except (SafetensorError, OSError) as error:
+            raise FileError(f"{self.path_of(concept)} cannot be read any more ({type(error).__name__}), expected the collected data: run "
+                            "the collect stage again.") from error
+        return coarsen(self._own(table).float(), blocks)
+
+    def _own(self, values: Tensor) -> Tensor:
+        return values if self.columns is None else values[..., self.columns]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return load_checkpoint(path)
+    except ValueError as error:
+        raise FileError(f"{path} cannot be read, expected collected data: remove it and run the collect stage again.") from error
+
+
+def _packed(table: Tensor) -> Tensor:
+    return table.half() if float(table.abs().max()) < LARGEST_HALF else table.float()
+
+
+def _digest(fingerprint: Any) -> str:
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

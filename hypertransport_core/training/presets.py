@@ -1,0 +1,138 @@
+"""The worlds a hypernetwork can be trained in: base model, encoder, concepts and generic scenes, by name."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..concepts import Concept, ConceptSplit, load_concepts, split_concepts
+from ..encoders.base import ConceptEncoder
+from .config import ConfigError, TrainingConfig
+
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
+
+PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+def append_words(scenes: Sequence[str], concept: str) -> list[str]:
+    """The scenes with a concept's words behind: "a red house, teal mosaic"."""
+    return [f"{scene}, {concept}" for scene in scenes]
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything a training needs from outside.
+
+    backbone, encoder: frozen; concepts: split; scenes: the generic prompts; templates: sentences whose mean embedding stands for
+    a concept in words; in_concept: scenes and words to prompts. All prompts are plain texts.
+    """
+
+    backbone: Backbone
+    encoder: ConceptEncoder
+    concepts: ConceptSplit
+    scenes: tuple[str, ...]
+    templates: tuple[str, ...] = ("{}",)
+    in_concept: Callable[[Sequence[str], str], list[str]] = append_words
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.scenes or any(not scene.strip() for scene in self.scenes):
+            raise ConfigError(f"There are {len(self.scenes)} generic scenes with an empty one or none among them, expected prompts without "
+                              "a concept: give a scenes file with one a line.")
+
+    def prompts(self, concept: Concept, count: int) -> list[str]:
+        """`count` prompts of a concept: its own, repeated if there are fewer, or the generic scenes in its words."""
+        own = list(concept.prompts) or self.in_concept(list(self.scenes), concept.name)
+        return [own[i % len(own)] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How to build a world from a config, and the settings it changes."""
+
+    build: Callable[[TrainingConfig], World]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: dict[str, Preset] = {}
+
+
+def register_preset(name: str, build: Callable[[TrainingConfig], World], settings: Mapping[str, Any] | None = None) -> None:
+    """Make `--preset name` known; a name known before is replaced."""
+    PRESETS[name] = Preset(build, dict(settings or {}))
+
+
+def preset(name: str) -> Preset:
+    """The preset of a name. Raises ConfigError."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset is '{name}', expected one of {', '.join(sorted(PRESETS))}: choose one.")
+    return PRESETS[name]
+
+
+def device_of(config: TrainingConfig) -> torch.device:
+    """The device to compute on. Raises ConfigError when there is none of that name."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=config.device)
+        return torch.device(config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device is '{config.device}', expected auto, cpu or a device of this machine ({str(error).splitlines()[0][:100]}): "
+                          "choose one.") from error
+
+
+def found_file(path: str, what: str) -> Path:
+    """A file relative to the current folder or to the package's. Raises ConfigError."""
+    for place in (Path(path), PACKAGE_PARENT / path):
+        if place.is_file():
+            return place
+    raise ConfigError(f"{what} is '{path}', expected a file there or in {PACKAGE_PARENT}: train it, download it or correct the path.")
+
+
+def chosen_scenes(config: TrainingConfig, default: Callable[[int], Sequence[str]]) -> tuple[str, ...]:
+    """The generic scenes: lines of the scenes file, or `default(count)`. Raises ConfigError when there are too few."""
+    if not config.scenes:
+        return tuple(default(config.prompts_per_concept))
+    lines = found_file(config.scenes, "scenes").read_text(encoding="utf-8-sig").splitlines()
+    scenes = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if len(scenes) < config.prompts_per_concept:
+        raise ConfigError(f"The scenes file {config.scenes} holds {len(scenes)} different prompts, expected prompts_per_concept = "
+                          f"{config.prompts_per_concept}: add lines or lower it.")
+    return scenes[:config.prompts_per_concept]
+
+
+def chosen_concepts(config: TrainingConfig, default: Callable[[], ConceptSplit]) -> ConceptSplit:
+    """The user's list, split, or `default()`. Raises ConceptError."""
+    if not config.concepts:
+        return default()
+    return split_concepts(load_concepts(found_file(config.concepts, "concepts")), config.heldout_fraction, config.validation_fraction)
+
+
+def _postcard(config: TrainingConfig) -> World:
+    from ..encoders.postcard_clip import PostcardClipEncoder
+    from ..postcard.captions import TEMPLATES, in_concept, scene_prompts
+    from ..postcard.clip import PostcardCLIP
+    from ..postcard.model import PostcardBackbone
+
+    device = device_of(config)
+    scenes = chosen_scenes(config, scene_prompts)
+    concepts = chosen_concepts(config, _postcard_concepts)
+    clip = PostcardCLIP.load(found_file(config.encoder_weights or "weights/postcard_clip.safetensors", "encoder_weights")).to(device)
+    backbone = PostcardBackbone.load(found_file(config.weights or "weights/postcard.safetensors", "weights"), clip)
+    backbone.network.to(device)
+    return World(backbone, PostcardClipEncoder(clip), concepts, scenes, tuple(TEMPLATES), in_concept, "Apache-2.0")
+
+
+def _postcard_concepts() -> ConceptSplit:
+    from ..postcard.concepts import by_name, split
+
+    known = by_name()
+    return ConceptSplit(*(tuple(Concept(name, known[name].category, (), known[name].phrases) for name in split()[part])
+                          for part in ("train", "validation", "heldout")))
+
+
+register_preset("postcard", _postcard)

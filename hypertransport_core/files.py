@@ -144,7 +144,7 @@ def _read_table(path: Path) -> tuple[dict[str, Any], int]:
                 raise FileError(f"{path} holds {size} bytes, expected a safetensors file of at least 8: {AGAIN}")
             (length,) = struct.unpack("<Q", start)
             if start[:2] == b"PK" or start[:1] == b"\x80":
-                raise FileError(f"{path} is a pickle or zip checkpoint under another name, expected safetensors: "
+                raise FileError(f"{path} is an old PyTorch checkpoint (.ckpt, .pt, .bin) under another name, expected safetensors: "
                                 "convert it in the program that wrote it, such files are never opened here")
             if length > MAX_HEADER_BYTES or length > size - 8:
                 raise FileError(f"{path} claims a header of {length} bytes in a file of {size} bytes, expected at most "

@@ -94,7 +94,7 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
     if header["encoder"].get("width") != width or any(mean.shape != (width,) for mean in means.values()):
         raise FileError(f"{path} names an encoder of width {header['encoder'].get('width')} and means of the shapes "
                         f"{[tuple(mean.shape) for mean in means.values()]}, expected {width} as its network has: {AGAIN}")
-    return HypernetworkFile(network.requires_grad_(False).eval(), means, header, path)
+    return HypernetworkFile(network.requires_grad_(False).train(False), means, header, path)
 
 
 def save_maps(path: str | Path, maps: TransportMaps, *, family: str = "", fingerprint: Mapping[str, Any] | None = None,

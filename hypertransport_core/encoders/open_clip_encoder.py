@@ -22,7 +22,7 @@ class OpenClipEncoder:
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str = "open_clip") -> None:
         """model: an open_clip CLIP with `encode_text` and `encode_image`; tokenizer: its tokenizer; name: architecture."""
-        self.model = model.eval()
+        self.model = model.train(False)
         self.tokenizer = tokenizer
         size = model.visual.image_size
         self.size = int(size[0] if isinstance(size, (tuple, list)) else size)

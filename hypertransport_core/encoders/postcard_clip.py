@@ -17,7 +17,7 @@ class PostcardClipEncoder:
 
     def __init__(self, clip: PostcardCLIP) -> None:
         """clip: a trained model; it is put into evaluation mode."""
-        self.clip = clip.eval()
+        self.clip = clip.train(False)
         self.encoder_id = model_encoder_id(clip.model, "postcard-clip")
         self.width = clip.width
 

@@ -32,10 +32,10 @@ def resize_and_crop(images: Tensor, size: int) -> Tensor:
     """
     images = check_pictures(images)
     height, width = images.shape[-2:]
-    # An endless panorama would be enlarged before it is cut, so what the crop throws away is thrown away first.
-    if max(height, width) > 4 * min(height, width):
-        side = min(height, width)
-        images = centre_crop(images, min(height, 4 * side), min(width, 4 * side))
+    # An endless strip would be enlarged in full before nearly all of it is cut away.
+    if max(height, width) > 32 * min(height, width):
+        side = 32 * min(height, width)
+        images = centre_crop(images, min(height, side), min(width, side))
         height, width = images.shape[-2:]
     short = min(height, width)
     target = (size, int(size * width / short)) if height <= width else (int(size * height / short), size)

@@ -21,7 +21,7 @@ class TransformersClipEncoder:
 
     def __init__(self, model: Any, tokenizer: Any, *, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> None:
         """model: a CLIPModel; tokenizer: its tokenizer; mean, std: per colour channel, for pictures in [0, 1]."""
-        self.model = model.eval()
+        self.model = model.train(False)
         self.tokenizer = tokenizer
         self.mean, self.std = tuple(mean), tuple(std)
         self.size = int(model.config.vision_config.image_size)
@@ -51,6 +51,10 @@ class TransformersClipEncoder:
         if lacking:
             raise EncoderError(f"{folder} lacks {len(lacking)} weights of its CLIP such as '{lacking[0]}', expected both towers and "
                                "projections: download the complete model, not only one tower")
+        words, room = len(tokenizer), int(model.config.text_config.vocab_size)
+        if not 4 <= words <= room:
+            raise EncoderError(f"{folder} has a tokenizer of {words} tokens for a model of {room}, expected tokenizer files that belong "
+                               "to the model: download the folder again")
         return cls(model.to(device, dtype), tokenizer, **_picture_statistics(folder))
 
     @torch.no_grad()
@@ -102,6 +106,9 @@ def _check_folder(folder: Path) -> None:
     if not weights:
         raise EncoderError(f"{folder} holds no .safetensors file, expected model.safetensors: download that variant, "
                            "other weights files are never opened")
+    # Without its files transformers makes an empty tokenizer and says nothing.
+    if not (folder / "tokenizer.json").is_file() and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise EncoderError(f"{folder} holds no tokenizer, expected tokenizer.json or vocab.json with merges.txt: download those files too")
     for path in weights:
         check_safetensors(path)
     try:

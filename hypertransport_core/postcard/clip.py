@@ -193,4 +193,4 @@ class PostcardCLIP(nn.Module):
         except ValueError as error:
             raise files.FileError(f"{path} cannot be used: {error}") from error
         files.load_into(clip.model, tensors, path)
-        return clip.to(dtype).eval()
+        return clip.to(dtype).train(False)

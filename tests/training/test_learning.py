@@ -1,0 +1,144 @@
+"""That training learns, and what its parts promise: exact passes in parts, maps per step, own inputs, other poolings."""
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hypertransport_core.training.batches import draw
+from hypertransport_core.training.config import TrainingConfig
+from hypertransport_core.training.data import DataFolder
+from hypertransport_core.training.loop import Trainer, rate_factor
+from hypertransport_core.training.embeddings import EmbeddingBank
+from hypertransport_core.training.validation import spread, used_levels
+from tests.training import worlds
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def trainer(folder: Path, data: Path | None = None, **changes) -> Trainer:
+    config = TrainingConfig(**{**worlds.SMALL, "output": str(folder), **changes})
+    world = worlds.tiny_world(config)
+    store = DataFolder(data or folder / "data", world, config)
+    store.collect(world.concepts.everything)
+    return Trainer(world, store, config, folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Statistics of all sites with means and spreads, which every run here shares."""
+    folder = tmp_path_factory.mktemp("data")
+    trainer(folder, folder, collect_site_set="all", pooling="mean_std")
+    return folder
+
+
+def test_it_learns(tmp_path, data, train):
+    assert train(tmp_path / "run", "--data", data, "--stage", "train", "--steps", 80, "--validate-every", 80, "--save-every", 80, "--learning-rate", 3e-3,
+                 "--head-learning-rate", 1e-2, "--ema", 0.9) == 0
+    with open(tmp_path / "run/curves.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    validation, identity, mean_map = (float(last[name]) for name in ("validation", "identity", "mean_map"))
+    assert validation < 0.8 * identity
+    assert validation < mean_map
+
+
+def test_a_fresh_network_scores_like_the_identity(tmp_path, data):
+    fresh = trainer(tmp_path, data)
+    found = fresh.validate()
+    assert found["validation"] == found["identity"] == found["mean_map"] == found["validation_image"]
+
+
+def gradients(tmp_path: Path, data: Path, **changes) -> list[torch.Tensor]:
+    one = trainer(tmp_path, data, **changes)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for parameter in one.network.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    one._backward(draw(3, one.bank, 8, 2, one.config))
+    return [parameter.grad for parameter in one.network.parameters() if parameter.grad is not None]
+
+
+def test_passes_in_parts_have_the_gradient_of_the_whole(tmp_path, data):
+    whole, parts = gradients(tmp_path, data), gradients(tmp_path, data, concepts_per_pass=2)
+    assert len(whole) == len(parts) and any(bool(g.abs().sum() > 0) for g in whole)
+    for a, b in zip(whole, parts):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("changes", [{"maps_per_step": True}, {"inputs": "own"}, {"inputs": "own", "maps_per_step": True}, {"pooling": "mean_std"},
+                                     {"transport_weight": 0.0}, {"paired_weight": 0.0}, {"site_set": "norm"}, {"hypernetwork": "perceiver"},
+                                     {"channel_weighting": "none", "dropout": 0.2}, {"image_share": 0.0, "phrase_share": 1.0}])
+def test_every_way_of_training_takes_a_step(tmp_path, data, changes):
+    one = trainer(tmp_path, data, **changes)
+    for _ in range(2):
+        found = one.advance()
+    assert found["gradient_norm"] > 0
+    one.validate()
+
+
+def test_the_base_model_is_left_as_it_was(tmp_path, data):
+    one = trainer(tmp_path, data)
+    before = {name: value.clone() for name, value in one.world.backbone.network.state_dict().items()}
+    one.advance()
+    assert all(torch.equal(before[name], value) for name, value in one.world.backbone.network.state_dict().items())
+    assert all(parameter.grad is None for parameter in one.world.backbone.network.parameters())
+    assert not any("forward" in module.__dict__ for module in one.world.backbone.network.modules())
+
+
+def test_draws_depend_on_the_step_only_and_visit_every_concept(tmp_path, data):
+    one = trainer(tmp_path, data)
+    a, b = (draw(5, one.bank, 8, 2, one.config) for _ in range(2))
+    assert a.seeds == b.seeds and torch.equal(a.embeddings, b.embeddings) and a.seeds != draw(6, one.bank, 8, 2, one.config).seeds
+    seen = [concept for step in range(16) for concept in draw(step, one.bank, 8, 2, one.config).concepts]
+    assert {seen.count(concept) for concept in range(16)} == {3}
+    assert len(set(a.scenes[:4])) == 4
+    torch.testing.assert_close(a.embeddings.norm(dim=1), torch.ones(3))
+
+
+def test_embeddings_are_centred_by_modality():
+    text = [torch.nn.functional.normalize(torch.randn(1, 8) + 3, dim=-1) for _ in range(12)]
+    images = [torch.nn.functional.normalize(torch.randn(5, 8) - 3, dim=-1) for _ in range(12)]
+    bank = EmbeddingBank(text, images)
+    assert bank.all_text().mean(0).norm() < 0.4 and bank.of_images(0).norm() == pytest.approx(1)
+    assert not EmbeddingBank(text[:1], images[:1]).means  # the mean of one concept would leave nothing of it
+
+
+def test_validation_concepts_take_turns_over_categories():
+    chosen = spread(worlds.concepts().train, 5)
+    assert len({c.category for c in chosen}) == 4 and len(chosen) == 5 and len(spread(worlds.concepts().train, 0)) == 16
+    assert used_levels(4, 2) == [0, 2] and used_levels(4, 9) == [0, 1, 2, 3] and used_levels(1, 2) == [0]
+
+
+def test_the_learning_rate_rises_and_falls():
+    config = TrainingConfig(steps=100, warmup=10, final_learning_rate=0.1)
+    factors = [rate_factor(step, config) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and max(factors) == factors[10] == 1 and factors[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_it_warns_early(tmp_path, data, caplog):
+    one = trainer(tmp_path, data, patience=2)
+    one.best, one.since_best, one.step = 0.0, 1, 100
+    with caplog.at_level("WARNING", "hypertransport.training"):
+        one.validate()
+    assert "has not improved for 2 validations" in caplog.text
+
+
+def test_the_script_runs_from_a_folder_of_any_name(tmp_path):
+    """As cloned, and as dropped into custom_nodes under another name, where the package is imported relatively."""
+    pack = tmp_path / "custom_nodes" / "Comfy UI-hyper.transport"
+    pack.parent.mkdir()
+    pack.symlink_to(ROOT)
+    environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"}
+    script = subprocess.run([sys.executable, str(pack / "train_hypernet.py"), "--output", "x", "--steps", "0"], cwd=tmp_path, env=environment,
+                            capture_output=True, text=True, timeout=300)
+    assert script.returncode == 1 and "steps is 0, expected 1 to" in script.stderr
+    code = ("import sys, types; pack = types.ModuleType('pack'); pack.__path__ = [sys.argv[1]]; sys.modules['pack'] = pack;"
+            "from pack.hypertransport_core.training import cli; assert 'hypertransport_core' not in sys.modules;"
+            "sys.exit(cli.main(['--output', 'x', '--steps', '0']))")
+    relative = subprocess.run([sys.executable, "-c", code, str(pack)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert relative.returncode == 1 and "steps is 0" in relative.stderr, relative.stderr

@@ -61,11 +61,11 @@ def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[
                 stack.enter_context(torch.no_grad())
             seen, clean = _one_call(backbone, x, levels[step], conditioning, sites if step in wanted else (), step_maps, rows,
                                     pooling, keep_clean)
-        if step in wanted:
+        if seen is not None:
             features.append(seen)
         if need_clean and step == 0:
             first = clean
-        if not last:
+        if clean is not None and not last:
             x = advance(x, clean.detach(), levels[step], levels[step + 1]).detach()
     return Measurement(tuple(features), first)
 

@@ -101,16 +101,16 @@ def _chunked(term: _Terms, maps: TransportMaps | Sequence[TransportMaps], per_st
     leaves = [TransportMaps(m.sites, m.scale.detach().requires_grad_(), m.shift.detach().requires_grad_()) for m in per_step]
     steered: TransportMaps | list[TransportMaps] = leaves[0] if isinstance(maps, TransportMaps) else leaves
     tensors = [tensor for leaf in leaves for tensor in (leaf.scale, leaf.shift)]
-    sums, value = [torch.zeros_like(tensor) for tensor in tensors], 0.0
+    sums, value = [torch.zeros_like(tensor) for tensor in tensors], torch.zeros((), device=tensors[0].device)
     for part in _parts(rows, chunk):
         with torch.enable_grad():
             share = term.loss(term.run(steered, part), aligned, part)
-        value = value + share.detach()
+        value = value + share.detach().to(value.device)
         for total, gradient in zip(sums, torch.autograd.grad(share, tensors, allow_unused=True)):
             if gradient is not None:
                 total += gradient
     originals = [tensor for m in per_step for tensor in (m.scale, m.shift)]
-    linear = sum((tensor * gradient).sum() for tensor, gradient in zip(originals, sums))
+    linear = torch.stack([(tensor * gradient).sum() for tensor, gradient in zip(originals, sums)]).sum()
     return value + linear - linear.detach()  # worth `value`, with the gradients of the sums
 
 

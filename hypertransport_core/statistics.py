@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .files import FileError, load_file, read_header, save_file
+from .files import FileError, load_file, read_header, save_file, sites_from_header, sites_to_header
 from .measuring import levels_of, pooled_samples, prompt_per_seed
 from .sites import Site
 from .wasserstein import block_means, coarsen
@@ -34,9 +34,9 @@ class StatisticsError(ValueError):
 def store_key(backbone: Any, sites: Sequence[Site], steps: int, blocks: int, pooling: str, seeds: Sequence[int],
               dtype: str = "float16") -> dict[str, Any]:
     """What all files of a store must agree on, JSON-able."""
-    return {"family": backbone.family, "fingerprint": backbone.fingerprint(),
-            "sites": [[site.path, site.kind, site.channels, site.channel_dim] for site in sites], "pooling": pooling,
-            "levels": levels_of(backbone, steps), "seeds": [int(seed) for seed in seeds], "blocks": int(blocks), "dtype": dtype}
+    key = {"family": backbone.family, "fingerprint": backbone.fingerprint(), "sites": sites_to_header(sites), "pooling": pooling,
+           "levels": levels_of(backbone, steps), "seeds": [int(seed) for seed in seeds], "blocks": int(blocks), "dtype": dtype}
+    return json.loads(json.dumps(key))  # as it comes back from a file, so both compare
 
 
 def collect(backbone: Any, concepts: Mapping[str, Sequence[str]], seeds: Sequence[int], sites: Sequence[Site], steps: int,
@@ -96,7 +96,10 @@ class TargetStatistics:
         self.key: dict[str, Any] = next(iter(self._headers.values()))["key"]
         for header in self._headers.values():
             _check_key(self.directory, header["key"], self.key)
-        self.sites = tuple(Site(str(p), str(k), int(c), int(d)) for p, k, c, d in self.key["sites"])
+        try:
+            self.sites = sites_from_header(self.key, self.directory)
+        except FileError as error:
+            raise StatisticsError(str(error)) from error
         self.levels: list[float] = list(self.key["levels"])
         self.steps, self.n_blocks, self.samples = len(self.levels), int(self.key["blocks"]), len(self.key["seeds"])
         self.pooling: str = self.key["pooling"]
@@ -147,9 +150,9 @@ class TargetStatistics:
 
     def check_fits(self, backbone: Any, sites: Sequence[Site] | None = None, pooling: str | None = None) -> None:
         """Raises StatisticsError, naming both sides, unless the store is of this network (and these sites and pooling)."""
-        wanted = {"family": backbone.family, "fingerprint": backbone.fingerprint()}
+        wanted = {"family": backbone.family, "fingerprint": json.loads(json.dumps(backbone.fingerprint()))}
         if sites is not None:
-            wanted["sites"] = [[site.path, site.kind, site.channels, site.channel_dim] for site in sites]
+            wanted["sites"] = sites_to_header(sites)
         if pooling is not None:
             wanted["pooling"] = pooling
         _check_key(self.directory, self.key, {**self.key, **wanted})
@@ -228,13 +231,15 @@ def _check_key(directory: Path, theirs: Mapping[str, Any], ours: Mapping[str, An
 
 def _named(field: str, value: Any) -> str:
     """A field of the key in a few words."""
+    if isinstance(value, dict):
+        return f"the {field} {_hash(value)[:12]}"
     if isinstance(value, list) and field != "levels":
         return f"{len(value)} {field} ({_hash(value)[:8]})"
     return f"the {field.replace('levels', 'noise levels')} {value}"
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _file(directory: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..files import sites_to_header
 from ..sites import Site, total_channels
 from ..transport import TransportMaps
 
@@ -107,8 +108,7 @@ class Hypernetwork(nn.Module):
     def config(self) -> dict[str, Any]:
         """What `build_hypernetwork` needs to make the same network, JSON-able: kind, sites and constructor arguments."""
         arguments = [name for name in inspect.signature(type(self)).parameters if name != "sites"]
-        sites = [[site.path, site.kind, site.channels, site.channel_dim] for site in self.sites]
-        return {"kind": self.kind, "sites": sites, **{name: getattr(self, name) for name in arguments}}
+        return {"kind": self.kind, "sites": sites_to_header(self.sites), **{name: getattr(self, name) for name in arguments}}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Hypernetwork:

@@ -49,7 +49,7 @@ class MLPHypernetwork(Hypernetwork):
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Weight and bias of the head."""
-        return [self.head.weight, self.head.bias]
+        return list(self.head.parameters())
 
     def _drop(self, hidden: Tensor) -> Tensor:
         return functional.dropout(hidden, self.dropout, self.training)

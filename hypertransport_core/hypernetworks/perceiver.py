@@ -53,7 +53,7 @@ class PerceiverHypernetwork(Hypernetwork):
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Weight and bias of the head that all pieces share."""
-        return [self.head.weight, self.head.bias]
+        return list(self.head.parameters())
 
 
 class _CrossLayer(nn.Module):

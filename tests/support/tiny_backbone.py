@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hypertransport_core.files import network_fingerprint
 from hypertransport_core.sites import Site, find_sites
 from hypertransport_core.steering import Steering
 
@@ -85,13 +87,13 @@ class TinyBackbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = TinyUNet(self.latent_shape[0]).eval()
-        self.seed, self.calls = seed, 0  # calls: of the network, for tests of cost and resumption
+        self.calls = 0  # calls: of the network, for tests of cost and resumption
 
     def sites(self, site_set: str = "attention_mlp", pattern: str | None = None) -> tuple[Site, ...]:
         return find_sites(self.network, site_set, pattern=pattern)
 
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"tiny{self.seed}".encode()).hexdigest()[:16]
+    def fingerprint(self) -> dict[str, Any]:
+        return network_fingerprint(self.network, self.sites("everything"))
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         return torch.stack([torch.stack([_word(w) for w in (prompt.split() + [""] * TOKENS)[:TOKENS]]) for prompt in prompts])

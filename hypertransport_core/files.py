@@ -23,16 +23,18 @@ AGAIN = "download the file again or export it anew"
 
 
 class FileError(ValueError):
-    """A file that cannot be used or written. The message is one sentence: path, what was found, what was expected, cure."""
+    """A file that cannot be used or written. The message is one sentence: path, what was found, what was expected,
+    cure."""
 
 
 def content_checksum(tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> str:
-    """sha256 (hex) over kind and header (as canonical JSON) and names, dtypes, shapes and bytes of all tensors by name."""
+    """sha256 (hex) over kind and header (as canonical JSON) and names, dtypes, shapes and bytes of all tensors by
+    name."""
     digest = hashlib.sha256(json.dumps([kind, header], sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -47,19 +49,22 @@ def save_file(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in ready.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise FileError(f"{path} was not written: its tensor '{name}' holds NaN or infinite values, expected finite numbers: "
-                            "lower the learning rate or go back to an earlier checkpoint")
+            raise FileError(f"{path} was not written: its tensor '{name}' holds NaN or infinite values, expected "
+                            "finite numbers: lower the learning rate or go back to an earlier checkpoint")
     full = {"format_version": FORMAT_VERSION, "kind": kind, "tensors": {n: list(t.shape) for n, t in ready.items()},
             "header": dict(header)}
     try:
-        full = json.loads(json.dumps(full, allow_nan=False))  # tuples become lists, number keys texts: what will be read back is hashed
+        # tuples become lists and number keys texts, so that what will be read back is what is hashed
+        full = json.loads(json.dumps(full, allow_nan=False))
         full["checksum"] = content_checksum(ready, kind, full["header"])
         text = json.dumps(full)
     except (TypeError, ValueError) as error:
         raise FileError(f"{path} was not written: its header is not plain JSON ({error}), "
-                        "expected texts, finite numbers, lists and dictionaries only: convert the values first") from error
+                        "expected texts, finite numbers, lists and dictionaries only: convert the values "
+                        "first") from error
     metadata = {METADATA_KEY: text, "format": "pt"}
-    metadata.update({f"modelspec.{key.removeprefix('modelspec.')}": str(value) for key, value in (modelspec or {}).items()})
+    metadata.update({f"modelspec.{key.removeprefix('modelspec.')}": str(value) for key,
+                     value in (modelspec or {}).items()})
     # Tied tensors share memory, which safetensors refuses; each gets its own bytes.
     seen: set[int] = set()
     for name, tensor in ready.items():
@@ -74,7 +79,8 @@ def save_file(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary_path)` on a new file beside `path`, flush it to the disk, then move it over `path`.
 
-    On any failure the temporary file is removed and `path` is what it was. Raises FileError for whatever the disk refuses.
+    On any failure the temporary file is removed and `path` is what it was. Raises FileError for whatever the disk
+    refuses.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -119,21 +125,26 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], dict[str, str], dict[
     table, _ = _read_table(path)
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise FileError(f"{path} has a damaged header (metadata is no dictionary), expected a safetensors file: {AGAIN}")
+        raise FileError(f"{path} has a damaged header (metadata is no dictionary), expected a safetensors file: "
+                        f"{AGAIN}")
     if METADATA_KEY not in metadata:
         raise FileError(f"{path} is a safetensors file without '{METADATA_KEY}' metadata, expected a file written by "
-                        "HyperTransport: choose a hypernetwork or transport maps file, other weights go to their own loader")
+                        "HyperTransport: choose a hypernetwork or transport maps file, other weights go to their own "
+                        "loader")
     try:
         full = json.loads(metadata[METADATA_KEY])
     except (TypeError, ValueError, RecursionError) as error:
-        raise FileError(f"{path} has a damaged '{METADATA_KEY}' header ({_reason(error)}), expected JSON: {AGAIN}") from error
+        raise FileError(f"{path} has a damaged '{METADATA_KEY}' header ({_reason(error)}), expected JSON: "
+                        f"{AGAIN}") from error
     if not isinstance(full, dict):
-        raise FileError(f"{path} has a '{METADATA_KEY}' header that is a {type(full).__name__}, expected a dictionary: {AGAIN}")
+        raise FileError(f"{path} has a '{METADATA_KEY}' header that is a {type(full).__name__}, expected a dictionary: "
+                        f"{AGAIN}")
     return full, metadata, table
 
 
 def _read_table(path: Path) -> tuple[dict[str, Any], int]:
-    """The safetensors table and the byte where tensor data begins. Nothing is allocated beyond what the file really holds."""
+    """The safetensors table and the byte where tensor data begins. Nothing is allocated beyond what the file really
+    holds."""
     try:
         if path.is_dir():
             raise FileError(f"{path} is a folder, expected one .safetensors file: choose the file inside it")
@@ -144,11 +155,13 @@ def _read_table(path: Path) -> tuple[dict[str, Any], int]:
                 raise FileError(f"{path} holds {size} bytes, expected a safetensors file of at least 8: {AGAIN}")
             (length,) = struct.unpack("<Q", start)
             if start[:2] == b"PK" or start[:1] == b"\x80":
-                raise FileError(f"{path} is an old PyTorch checkpoint (.ckpt, .pt, .bin) under another name, expected safetensors: "
-                                "convert it in the program that wrote it, such files are never opened here")
+                raise FileError(f"{path} is an old PyTorch checkpoint (.ckpt, .pt, .bin) under another name, expected "
+                                "safetensors: convert it in the program that wrote it, such files are never opened "
+                                "here")
             if length > MAX_HEADER_BYTES or length > size - 8:
                 raise FileError(f"{path} claims a header of {length} bytes in a file of {size} bytes, expected at most "
-                                f"{min(MAX_HEADER_BYTES, max(size - 8, 0))}: the file is cut short or no safetensors, {AGAIN}")
+                                f"{min(MAX_HEADER_BYTES, max(size - 8, 0))}: the file is cut short or no safetensors, "
+                                f"{AGAIN}")
             raw = file.read(length)
     except OSError as error:
         raise FileError(f"{path} cannot be read ({_reason(error)}), expected a readable file: "
@@ -156,9 +169,11 @@ def _read_table(path: Path) -> tuple[dict[str, Any], int]:
     try:
         table = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} has an unreadable safetensors header ({_reason(error)}), expected JSON: {AGAIN}") from error
+        raise FileError(f"{path} has an unreadable safetensors header ({_reason(error)}), expected JSON: "
+                        f"{AGAIN}") from error
     if not isinstance(table, dict):
-        raise FileError(f"{path} has a safetensors header that is a {type(table).__name__}, expected a dictionary: {AGAIN}")
+        raise FileError(f"{path} has a safetensors header that is a {type(table).__name__}, expected a dictionary: "
+                        f"{AGAIN}")
     return table, 8 + length
 
 
@@ -170,7 +185,8 @@ def check_safetensors(path: str | Path) -> None:
         end = max((entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0)
         whole = begin + end == path.stat().st_size
     except (KeyError, IndexError, TypeError) as error:
-        raise FileError(f"{path} has a damaged table of tensors ({_reason(error)}), expected safetensors: {AGAIN}") from error
+        raise FileError(f"{path} has a damaged table of tensors ({_reason(error)}), expected safetensors: "
+                        f"{AGAIN}") from error
     if not whole:
         raise FileError(f"{path} holds {path.stat().st_size} bytes, expected {begin + end}: it is cut short, {AGAIN}")
 
@@ -179,8 +195,8 @@ def load_file(path: str | Path, kind: str | tuple[str, ...] | None = None, *, ve
               ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read (tensors, header) of a file written by `save_file`; the header gains nothing and loses nothing.
 
-    kind: the kind(s) accepted, None = any; verify: compare the checksum, so that flipped data bytes are found, and refuse
-    NaN or infinite values. Tensors are on the CPU in their stored dtypes. Raises FileError.
+    kind: the kind(s) accepted, None = any; verify: compare the checksum, so that flipped data bytes are found, and
+    refuse NaN or infinite values. Tensors are on the CPU in their stored dtypes. Raises FileError.
     """
     path = Path(path)
     full, _, table = read_header(path)
@@ -196,11 +212,13 @@ def load_file(path: str | Path, kind: str | tuple[str, ...] | None = None, *, ve
         raise FileError(f"{path} {where}, expected both to agree: {AGAIN}")
     for name, shape in declared.items():
         if found[name] != shape:
-            raise FileError(f"{path} holds '{name}' with the shape {found[name]}, expected {shape} as its header declares: {AGAIN}")
+            raise FileError(f"{path} holds '{name}' with the shape {found[name]}, expected {shape} as its header "
+                            f"declares: {AGAIN}")
     tensors = _read_tensors(path)
     for name, tensor in tensors.items() if verify else ():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise FileError(f"{path} holds NaN or infinite values in '{name}', expected finite numbers: use an earlier or another file")
+            raise FileError(f"{path} holds NaN or infinite values in '{name}', expected finite numbers: use an earlier "
+                            "or another file")
     if verify and content_checksum(tensors, full["kind"], header) != full["checksum"]:
         raise FileError(f"{path} does not match its own checksum, expected sha256 {full['checksum'][:12]}...: "
                         f"bytes were changed on the way, {AGAIN}")
@@ -214,23 +232,28 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         # Bytes are read rather than mapped: a mapped file that is replaced or cut later would take the process down.
         return load(path.read_bytes())
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError,
+            AttributeError) as error:
         raise FileError(f"{path} is damaged ({_reason(error)}), expected a whole safetensors file: {AGAIN}") from error
 
 
 def _check_version_and_kind(path: Path, full: Mapping[str, Any], kind: str | tuple[str, ...] | None) -> None:
     version = full.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise FileError(f"{path} has the format version {version!r}, expected a whole number from 1 to {FORMAT_VERSION}: {AGAIN}")
+        raise FileError(f"{path} has the format version {version!r}, expected a whole number from 1 to "
+                        f"{FORMAT_VERSION}: {AGAIN}")
     if version > FORMAT_VERSION:
-        raise FileError(f"{path} has format version {version}, this HyperTransport reads up to {FORMAT_VERSION}: update the node pack")
+        raise FileError(f"{path} has format version {version}, this HyperTransport reads up to {FORMAT_VERSION}: "
+                        "update the node pack")
     kinds = (kind,) if isinstance(kind, str) else kind
     if kinds is not None and full.get("kind") not in kinds:
-        raise FileError(f"{path} is a '{full.get('kind')}' file, expected '{' or '.join(kinds)}': choose a file of that kind")
+        raise FileError(f"{path} is a '{full.get('kind')}' file, expected '{' or '.join(kinds)}': choose a file of "
+                        "that kind")
 
 
 def check_state(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise FileError for the first parameter or buffer of `network` that `tensors` lacks, holds too much, or in another shape."""
+    """Raise FileError for the first parameter or buffer of `network` that `tensors` lacks, holds too much, or in
+    another shape."""
     own = network.state_dict()
     for name in sorted(own.keys() ^ tensors.keys()):
         what = "lacks the tensor" if name in own else "holds the unexpected tensor"
@@ -238,8 +261,8 @@ def check_state(network: nn.Module, tensors: Mapping[str, Tensor], path: str | P
                         "choose the file made for this network")
     for name, value in own.items():
         if value.shape != tensors[name].shape:
-            raise FileError(f"{path} holds '{name}' with the shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}: "
-                            "choose the file made for this network")
+            raise FileError(f"{path} holds '{name}' with the shape {tuple(tensors[name].shape)}, expected "
+                            f"{tuple(value.shape)}: choose the file made for this network")
 
 
 def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -266,7 +289,8 @@ def sites_from_header(header: Mapping[str, Any], path: str | Path) -> tuple[Site
 
 
 def weight_signs(tensor: Tensor, count: int = 64) -> str:
-    """Sign bits of `count` evenly spaced values as hex: the same in fp32, fp16, bf16 and fp8 storage and at any scale."""
+    """Sign bits of `count` evenly spaced values as hex: the same in fp32, fp16, bf16 and fp8 storage and at any
+    scale."""
     flat = tensor.detach().reshape(-1)
     index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).round().long().to(flat.device)
     bits = torch.signbit(flat[index].float()).tolist()
@@ -276,8 +300,9 @@ def weight_signs(tensor: Tensor, count: int = 64) -> str:
 def network_fingerprint(network: nn.Module, sites: Sequence[Site], parameters: int = 16) -> dict[str, Any]:
     """What tells one backbone from another, JSON-able, independent of dtype and device.
 
-    Returns {"structure": hash over site paths, kinds and channels, "weights": {parameter name: sign bits as hex}} of about
-    `parameters` matrices spread over the network. Copies agree fully, fine-tunes almost, unrelated weights by half.
+    Returns {"structure": hash over site paths, kinds and channels, "weights": {parameter name: sign bits as hex}} of
+    about `parameters` matrices spread over the network. Copies agree fully, fine-tunes almost, unrelated weights by
+    half.
     """
     structure = hashlib.sha256(json.dumps(sites_to_header(sites)).encode()).hexdigest()[:16]
     matrices = [(name.replace("_orig_mod.", ""), value) for name, value in network.named_parameters()
@@ -287,8 +312,8 @@ def network_fingerprint(network: nn.Module, sites: Sequence[Site], parameters: i
 
 
 def weights_agreement(fingerprint: Mapping[str, Any], network: nn.Module) -> float | None:
-    """Share of equal sign bits in [0, 1] between a stored fingerprint and a live network: 1 = the same weights, about 0.95
-    and more = a fine-tune, 0.5 = unrelated; None when nothing can be compared (quantised storage)."""
+    """Share of equal sign bits in [0, 1] between a stored fingerprint and a live network: 1 = the same weights, about
+    0.95 and more = a fine-tune, 0.5 = unrelated; None when nothing can be compared (quantised storage)."""
     live = {name.replace("_orig_mod.", ""): value for name, value in network.named_parameters()}
     equal = total = 0
     for name, stored in fingerprint.get("weights", {}).items():
@@ -300,27 +325,30 @@ def weights_agreement(fingerprint: Mapping[str, Any], network: nn.Module) -> flo
     return equal / total if total else None
 
 
-def check_fits(header: Mapping[str, Any], path: str | Path, *, network: nn.Module | None = None, family: str | None = None,
+def check_fits(header: Mapping[str, Any], path: str | Path, *, network: nn.Module | None = None,
+               family: str | None = None,
                encoder_id: str | None = None, encoder_width: int | None = None) -> list[str]:
     """Refuse a file that was made for another backbone or encoder; what is not given is not checked.
 
-    header: of a `hypernetwork` or `transport_maps` file. Returns notes for the user (a fine-tune of the file's backbone,
-    most often none). Raises FileError naming both sides.
+    header: of a `hypernetwork` or `transport_maps` file. Returns notes for the user (a fine-tune of the file's
+    backbone, most often none). Raises FileError naming both sides.
     """
     notes = []
     if network is not None or family is not None:
         notes += _check_backbone(header, path, network, family)
     encoder = header.get("encoder", {})
     if encoder_width is not None and encoder.get("width") not in (None, encoder_width):
-        raise FileError(f"{path} reads concepts of width {encoder['width']} from the encoder '{encoder.get('id')}', the connected "
-                        f"encoder '{encoder_id}' gives width {encoder_width}: load the encoder that the file names")
+        raise FileError(f"{path} reads concepts of width {encoder['width']} from the encoder '{encoder.get('id')}', "
+                        f"the connected encoder '{encoder_id}' gives width {encoder_width}: load the encoder that the "
+                        "file names")
     if encoder_id is not None and encoder.get("id") not in (None, encoder_id):
-        raise FileError(f"{path} reads concepts of the encoder '{encoder['id']}', the connected encoder is '{encoder_id}': "
-                        "load the encoder that the file names")
+        raise FileError(f"{path} reads concepts of the encoder '{encoder['id']}', the connected encoder is "
+                        f"'{encoder_id}': load the encoder that the file names")
     return notes
 
 
-def _check_backbone(header: Mapping[str, Any], path: str | Path, network: nn.Module | None, family: str | None) -> list[str]:
+def _check_backbone(header: Mapping[str, Any], path: str | Path, network: nn.Module | None,
+                    family: str | None) -> list[str]:
     backbone = header.get("backbone", {})
     made_for = backbone.get("family", "an unnamed model")
     sites = sites_from_header(header, path)
@@ -338,16 +366,18 @@ def _check_backbone(header: Mapping[str, Any], path: str | Path, network: nn.Mod
         except SiteError:
             found = "no such site"
         if found != f"{site.channels} channels":
-            raise FileError(f"{path} was made for {mine}, the connected model is {connected}, which has {found} at '{site.path}', "
-                            f"expected {site.channels} channels: connect a {made_for} model or choose another file")
+            raise FileError(f"{path} was made for {mine}, the connected model is {connected}, which has {found} at "
+                            f"'{site.path}', expected {site.channels} channels: connect a {made_for} model or choose "
+                            "another file")
     agreement = weights_agreement(backbone.get("fingerprint", {}), network)
     if agreement is None or agreement > 0.98:
         return []
     if agreement < 0.75:
-        raise FileError(f"{path} was made for {mine} with other weights, the connected {connected} has the same shape but only "
-                        f"{agreement:.0%} of the compared signs agree, expected at least 75%: connect the model it was made for")
-    return [f"{path} was made for {made_for}, the connected model looks like a fine-tune of it ({agreement:.0%} of the compared "
-            "signs agree), so the effect may differ"]
+        raise FileError(f"{path} was made for {mine} with other weights, the connected {connected} has the same shape "
+                        f"but only {agreement:.0%} of the compared signs agree, expected at least 75%: connect the "
+                        "model it was made for")
+    return [f"{path} was made for {made_for}, the connected model looks like a fine-tune of it ({agreement:.0%} of the "
+            "compared signs agree), so the effect may differ"]
 
 
 def leaf_channels(leaf: nn.Module) -> int:
@@ -355,4 +385,4 @@ def leaf_channels(leaf: nn.Module) -> int:
     for name in ("out_features", "out_channels", "num_channels"):
         if hasattr(leaf, name):
             return int(getattr(leaf, name))
-    return int(leaf.normalized_shape[-1])
+    return int(getattr(leaf, "normalized_shape")[-1])

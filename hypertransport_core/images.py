@@ -24,7 +24,8 @@ def load_picture(path: str | Path) -> Tensor:
 
     path = Path(path)
     if not path.is_file():
-        raise FileError(f"{path} is {'a folder' if path.is_dir() else 'not there'}, expected a picture file: check the path")
+        raise FileError(f"{path} is {'a folder' if path.is_dir() else 'not there'}, expected a picture file: check the "
+                        "path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -32,9 +33,11 @@ def load_picture(path: str | Path) -> Tensor:
                 picture.load()
                 return _to_tensor(ImageOps.exif_transpose(picture))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise FileError(f"{path} is larger than {Image.MAX_IMAGE_PIXELS} pixels, expected a smaller picture: scale it down") from error
+        raise FileError(f"{path} is larger than {Image.MAX_IMAGE_PIXELS} pixels, expected a smaller picture: scale it "
+                        "down") from error
     except Exception as error:  # decoders raise nearly every kind for broken data
-        reason = str(error).splitlines()[0].rstrip(".").replace(f" {str(path)!r}", "") if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".").replace(f" {str(path)!r}",
+                                                                "") if str(error) else type(error).__name__
         raise FileError(f"{path} cannot be read as a picture ({reason}), expected a whole PNG, JPEG, WebP or similar: "
                         "open it in a picture program and save it again") from error
 
@@ -54,7 +57,8 @@ def _to_tensor(picture: Any) -> Tensor:
 
 
 def _grey_to_tensor(values: numpy.ndarray, ranges: tuple[float, ...]) -> Tensor:
-    """(H, W) greys to (3, H, W) in [0, 1]; white is the first of `ranges` that holds all values, or the brightest value."""
+    """(H, W) greys to (3, H, W) in [0, 1]; white is the first of `ranges` that holds all values, or the brightest
+    value."""
     values = numpy.nan_to_num(values, posinf=0.0, neginf=0.0).clip(min=0.0)
     brightest = float(values.max())
     white = next((limit for limit in ranges if brightest <= limit), brightest)
@@ -70,12 +74,12 @@ def save_picture(path: str | Path, image: Tensor, texts: Mapping[str, str] | Non
     from PIL.PngImagePlugin import PngInfo
 
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-        raise FileError(f"{path} was not written: the picture has the shape {tuple(image.shape)}, expected (3, height, width): "
-                        "take one picture out of the batch")
+        raise FileError(f"{path} was not written: the picture has the shape {tuple(image.shape)}, expected (3, height, "
+                        "width): take one picture out of the batch")
     values = image.detach().float().cpu()
     if not torch.isfinite(values).all():
-        raise FileError(f"{path} was not written: the picture holds NaN or infinite values, expected numbers in [0, 1]: "
-                        "lower the strength or run the model in a wider dtype")
+        raise FileError(f"{path} was not written: the picture holds NaN or infinite values, expected numbers in [0, "
+                        "1]: lower the strength or run the model in a wider dtype")
     data = (values.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     info = PngInfo()
     for key, text in (texts or {}).items():

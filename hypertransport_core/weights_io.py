@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .encoders.base import ConceptEmbedding, EncoderError, average, centre
-from .files import AGAIN, FileError, check_fits, check_state, load_file, load_into, save_file, sites_from_header, sites_to_header
+from .files import (AGAIN, FileError, check_fits, check_state, load_file, load_into, save_file, sites_from_header,
+                    sites_to_header)
 from .hypernetworks import Hypernetwork, HypernetworkError, build_hypernetwork
 from .transport import TransportMaps
 
@@ -23,8 +24,8 @@ _SOURCE = ("source_mean", "source_std")
 class HypernetworkFile:
     """A loaded hypernetwork with what its file says about it.
 
-    means: by modality, (E,) float32, subtracted from embeddings before use; header: backbone, sites, encoder, strength_range,
-    training, licence; path: where it came from, for messages.
+    means: by modality, (E,) float32, subtracted from embeddings before use; header: backbone, sites, encoder,
+    strength_range, training, licence; path: where it came from, for messages.
     """
 
     hypernetwork: Hypernetwork
@@ -47,24 +48,30 @@ class HypernetworkFile:
         check_fits(self.header, self.path, encoder_id=embedding.encoder_id, encoder_width=embedding.width)
         vector = centre(embedding, self.means).single().vector
         maps = self.hypernetwork(vector[None].to(self.hypernetwork.source_mean.device), step)
-        info = {**maps.info, "concept": embedding.source, "modality": embedding.modality, "encoder": embedding.encoder_id,
+        info = {**maps.info, "concept": embedding.source, "modality": embedding.modality,
+                "encoder": embedding.encoder_id,
                 "backbone": self.header.get("backbone", {}).get("family", "")}
         return TransportMaps(maps.sites, maps.scale, maps.shift, info)
 
 
-def save_hypernetwork(path: str | Path, hypernetwork: Hypernetwork, *, family: str, fingerprint: Mapping[str, Any], encoder_id: str,
+def save_hypernetwork(path: str | Path, hypernetwork: Hypernetwork, *, family: str, fingerprint: Mapping[str, Any],
+                      encoder_id: str,
                       means: Mapping[str, Tensor] | None = None, strength_range: tuple[float, float] = (0.0, 1.0),
                       training: Mapping[str, Any] | None = None, licence: str = "", dtype: torch.dtype = torch.float16,
                       modelspec: Mapping[str, str] | None = None) -> None:
     """Write a hypernetwork. family, fingerprint: of the backbone (`network_fingerprint`); means: by modality, (E,);
     training: JSON-able summary; dtype: of the stored weights, statistics stay float32. Raises FileError."""
-    tensors = {f"network.{name}": value if name in _SOURCE else value.to(dtype) for name, value in hypernetwork.state_dict().items()}
+    tensors = {f"network.{name}": value if name in _SOURCE else value.to(dtype) for name,
+               value in hypernetwork.state_dict().items()}
     tensors.update({f"mean.{modality}": mean.float() for modality, mean in (means or {}).items()})
     config = hypernetwork.config()
-    header = {"backbone": {"family": family, "fingerprint": dict(fingerprint)}, "sites": config.pop("sites"), "config": config,
-              "encoder": {"id": encoder_id, "width": hypernetwork.embedding_dim}, "strength_range": list(strength_range),
+    header = {"backbone": {"family": family, "fingerprint": dict(fingerprint)}, "sites": config.pop("sites"),
+              "config": config,
+              "encoder": {"id": encoder_id, "width": hypernetwork.embedding_dim},
+              "strength_range": list(strength_range),
               "training": dict(training or {}), "licence": licence}
-    spec = {"architecture": f"{family}/hypertransport", "license": licence, "implementation": "hypertransport", **(modelspec or {})}
+    spec = {"architecture": f"{family}/hypertransport", "license": licence, "implementation": "hypertransport",
+            **(modelspec or {})}
     save_file(path, tensors, HYPERNETWORK, header, spec)
 
 
@@ -72,7 +79,8 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
     """Read what `save_hypernetwork` wrote: float32, evaluation mode, on the CPU. Raises FileError for anything else."""
     path = Path(path)
     tensors, header = load_file(path, HYPERNETWORK)
-    weights = {name.removeprefix("network."): value.float() for name, value in tensors.items() if name.startswith("network.")}
+    weights = {name.removeprefix("network."): value.float() for name,
+               value in tensors.items() if name.startswith("network.")}
     means = {name.removeprefix("mean."): value.float() for name, value in tensors.items() if name.startswith("mean.")}
     _need(header, path, backbone=dict, encoder=dict, config=dict, strength_range=list)
     sites = sites_from_header(header, path)
@@ -80,7 +88,8 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
     largest = max([len(weights), *(size for value in weights.values() for size in value.shape)], default=0)
     for key, value in header["config"].items():
         if isinstance(value, (int, float)) and abs(value) > largest:
-            raise FileError(f"{path} claims {key} = {value} but its largest tensor dimension is {largest}, expected both to agree: {AGAIN}")
+            raise FileError(f"{path} claims {key} = {value} but its largest tensor dimension is {largest}, expected "
+                            f"both to agree: {AGAIN}")
     try:
         with torch.device("meta"):
             check_state(build_hypernetwork({**header["config"], "sites": sites}), weights, path)
@@ -93,7 +102,8 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
     width = network.embedding_dim
     if header["encoder"].get("width") != width or any(mean.shape != (width,) for mean in means.values()):
         raise FileError(f"{path} names an encoder of width {header['encoder'].get('width')} and means of the shapes "
-                        f"{[tuple(mean.shape) for mean in means.values()]}, expected {width} as its network has: {AGAIN}")
+                        f"{[tuple(mean.shape) for mean in means.values()]}, expected {width} as its network has: "
+                        f"{AGAIN}")
     return HypernetworkFile(network.requires_grad_(False).train(False), means, header, path)
 
 
@@ -116,8 +126,8 @@ def load_maps(path: str | Path) -> tuple[TransportMaps, dict[str, Any]]:
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     rows = shapes["scale"][0] if shapes.get("scale") else 0
     if rows < 1 or shapes != {"scale": (rows, width), "shift": (rows, width)}:
-        raise FileError(f"{path} holds tensors of the shapes {shapes}, expected 'scale' and 'shift' of (rows, {width}) for its "
-                        f"{len(sites)} sites: {AGAIN}")
+        raise FileError(f"{path} holds tensors of the shapes {shapes}, expected 'scale' and 'shift' of (rows, {width}) "
+                        f"for its {len(sites)} sites: {AGAIN}")
     return TransportMaps(sites, tensors["scale"].float(), tensors["shift"].float(), header["info"]), header
 
 
@@ -125,7 +135,8 @@ def save_concept(path: str | Path, embedding: ConceptEmbedding, *, modelspec: Ma
     """Write a concept embedding with all parts of an average. Raises FileError."""
     tensors: dict[str, Tensor] = {}
     tree = _concept_tree(embedding, tensors)
-    save_file(path, tensors, CONCEPT, {"concept": tree, "encoder": {"id": embedding.encoder_id, "width": embedding.width}}, modelspec)
+    save_file(path, tensors, CONCEPT,
+              {"concept": tree, "encoder": {"id": embedding.encoder_id, "width": embedding.width}}, modelspec)
 
 
 def load_concept(path: str | Path) -> ConceptEmbedding:
@@ -135,7 +146,8 @@ def load_concept(path: str | Path) -> ConceptEmbedding:
     try:
         return _concept_from(header["concept"], tensors, header["encoder"]["id"])
     except (EncoderError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FileError(f"{path} holds no usable concept ({error}), expected vectors with their origin: {AGAIN}") from error
+        raise FileError(f"{path} holds no usable concept ({error}), expected vectors with their origin: "
+                        f"{AGAIN}") from error
 
 
 def _concept_tree(embedding: ConceptEmbedding, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -149,7 +161,8 @@ def _concept_tree(embedding: ConceptEmbedding, tensors: dict[str, Tensor]) -> di
 
 def _concept_from(tree: Mapping[str, Any], tensors: Mapping[str, Tensor], encoder_id: str) -> ConceptEmbedding:
     if "parts" not in tree:
-        return ConceptEmbedding(tensors[tree["vector"]], str(encoder_id), tree["modality"], tree["source"], (), tree["centred"])
+        return ConceptEmbedding(tensors[tree["vector"]], str(encoder_id), tree["modality"], tree["source"], (),
+                                tree["centred"])
     parts = [_concept_from(part, tensors, encoder_id) for part, _ in tree["parts"]]
     again = average(parts, [weight for _, weight in tree["parts"]])
     return ConceptEmbedding(again.vector, again.encoder_id, again.modality, tree["source"], again.parts, again.centred)
@@ -158,4 +171,5 @@ def _concept_from(tree: Mapping[str, Any], tensors: Mapping[str, Tensor], encode
 def _need(header: Mapping[str, Any], path: Path, **kinds: type) -> None:
     for key, kind in kinds.items():
         if not isinstance(header.get(key), kind):
-            raise FileError(f"{path} has {type(header.get(key)).__name__} under '{key}' in its header, expected {kind.__name__}: {AGAIN}")
+            raise FileError(f"{path} has {type(header.get(key)).__name__} under '{key}' in its header, expected "
+                            f"{kind.__name__}: {AGAIN}")

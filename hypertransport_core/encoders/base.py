@@ -42,9 +42,9 @@ class ConceptEncoder(Protocol):
 class ConceptEmbedding:
     """A concept as an encoder sees it.
 
-    vector: (E,) or (N, E) float32, unit length; encoder_id: which encoder; modality: "text", "image" or, for an average over
-    both, "mixed"; source: for people, such as the text or a file name; parts: what an average was made of, with weights,
-    so that centring can be done per modality later; centred: whether the modality's mean is gone already.
+    vector: (E,) or (N, E) float32, unit length; encoder_id: which encoder; modality: "text", "image" or, for an average
+    over both, "mixed"; source: for people, such as the text or a file name; parts: what an average was made of, with
+    weights, so that centring can be done per modality later; centred: whether the modality's mean is gone already.
     """
 
     vector: Tensor
@@ -57,9 +57,12 @@ class ConceptEmbedding:
     def __post_init__(self) -> None:
         vector = self.vector.detach().float()
         if vector.ndim not in (1, 2) or not vector.numel():
-            raise EncoderError(f"a concept has the shape {tuple(vector.shape)}, expected (width,) or (number, width): reshape it")
-        if self.modality not in (*MODALITIES, "mixed") or (self.modality == "mixed" and not (self.parts or self.centred)):
-            raise EncoderError(f"a concept has the modality '{self.modality}', expected 'text' or 'image': name where it comes from")
+            raise EncoderError(f"a concept has the shape {tuple(vector.shape)}, expected (width,) or (number, width): "
+                               "reshape it")
+        if self.modality not in (*MODALITIES,
+                                 "mixed") or (self.modality == "mixed" and not (self.parts or self.centred)):
+            raise EncoderError(f"a concept has the modality '{self.modality}', expected 'text' or 'image': name where "
+                               "it comes from")
         object.__setattr__(self, "vector", unit(vector))
 
     @property
@@ -68,7 +71,8 @@ class ConceptEmbedding:
         return self.vector.shape[-1]
 
     def single(self) -> ConceptEmbedding:
-        """One vector (E,): the mean direction of several rows, or the embedding itself. Raises EncoderError if rows cancel."""
+        """One vector (E,): the mean direction of several rows, or the embedding itself. Raises EncoderError if rows
+        cancel."""
         return self if self.vector.ndim == 1 else replace(self, vector=self.vector.mean(0))
 
 
@@ -86,19 +90,22 @@ def unit(vector: Tensor) -> Tensor:
 def average(embeddings: Sequence[ConceptEmbedding], weights: Sequence[float] | None = None) -> ConceptEmbedding:
     """The direction of the weighted sum of concepts of one encoder, as one vector (E,).
 
-    weights: one finite number each, negative ones subtract; None = equal. Several rows of one embedding count as their mean.
-    Raises EncoderError for no embeddings, other encoders, mixed centring, or a sum without direction.
+    weights: one finite number each, negative ones subtract; None = equal. Several rows of one embedding count as their
+    mean. Raises EncoderError for no embeddings, other encoders, mixed centring, or a sum without direction.
     """
     weights = [1.0] * len(embeddings) if weights is None else [float(weight) for weight in weights]
     if not embeddings or len(weights) != len(embeddings):
-        raise EncoderError(f"got {len(weights)} weights for {len(embeddings)} concepts, expected one for each of at least one concept")
+        raise EncoderError(f"got {len(weights)} weights for {len(embeddings)} concepts, expected one for each of at "
+                           "least one concept")
     first = embeddings[0]
     for other in embeddings:
         if (other.encoder_id, other.width) != (first.encoder_id, first.width):
-            raise EncoderError(f"concepts come from the encoders '{first.encoder_id}' (width {first.width}) and '{other.encoder_id}' "
-                               f"(width {other.width}), expected one encoder: encode all of them with the same one")
+            raise EncoderError(f"concepts come from the encoders '{first.encoder_id}' (width {first.width}) and "
+                               f"'{other.encoder_id}' (width {other.width}), expected one encoder: encode all of them "
+                               "with the same one")
         if other.centred != first.centred:
-            raise EncoderError("some concepts are centred and some are not, expected all alike: average first, centre last")
+            raise EncoderError("some concepts are centred and some are not, expected all alike: average first, centre "
+                               "last")
     total = sum((weight * item.single().vector for item, weight in zip(embeddings, weights)), torch.zeros(first.width))
     modalities = {item.modality for item in embeddings}
     source = " + ".join(f"{weight:g} x {item.source}" for item, weight in zip(embeddings, weights))
@@ -107,10 +114,12 @@ def average(embeddings: Sequence[ConceptEmbedding], weights: Sequence[float] | N
 
 
 def centre(embedding: ConceptEmbedding, means: Mapping[str, Tensor]) -> ConceptEmbedding:
-    """Subtract the mean vector (E,) of the embedding's modality and return to unit length, so that texts and pictures meet.
+    """Subtract the mean vector (E,) of the embedding's modality and return to unit length, so that texts and pictures
+    meet.
 
-    means: by modality, from the hypernetwork's file; a modality without mean stays as it is. Averages are made again from
-    their centred parts. An embedding already centred is returned unchanged. (CLIP's modality gap; reference section 10.3.)
+    means: by modality, from the hypernetwork's file; a modality without mean stays as it is. Averages are made again
+    from their centred parts. An embedding already centred is returned unchanged. (CLIP's modality gap; reference
+    section 10.3.)
     """
     if embedding.centred:
         return embedding
@@ -137,19 +146,23 @@ def embed_text(encoder: ConceptEncoder, texts: Sequence[str]) -> ConceptEmbeddin
 
 
 def embed_images(encoder: ConceptEncoder, images: Tensor, source: str = "") -> ConceptEmbedding:
-    """Encode pictures (N, 3, H, W) in [0, 1]: one -> vector (E,), several -> rows (N, E). Raises ValueError for other shapes."""
+    """Encode pictures (N, 3, H, W) in [0, 1]: one -> vector (E,), several -> rows (N, E). Raises ValueError for other
+    shapes."""
     vectors = encoder.encode_images(images).cpu()
     return ConceptEmbedding(vectors[0] if len(vectors) == 1 else vectors, encoder.encoder_id, "image",
                             source or f"{len(vectors)} picture" + "s" * (len(vectors) != 1))
 
 
-def clip_encoder_id(token_embedding: Tensor, text_projection: Tensor, patch_embedding: Tensor, visual_projection: Tensor,
+def clip_encoder_id(token_embedding: Tensor, text_projection: Tensor, patch_embedding: Tensor,
+                    visual_projection: Tensor,
                     label: str = "clip") -> str:
     """A name for a CLIP that depends on its weights only, whatever library, folder, file name or dtype they come from.
 
-    token_embedding (V, D), text_projection (E, D), patch_embedding (Dv, 3, p, p), visual_projection (E, Dv): orientation of
-    `transformers`. Looks like `clip-vit1024p14-768-t0123abcd-v4567cdef`, with one part per tower.
+    token_embedding (V, D), text_projection (E, D), patch_embedding (Dv, 3, p, p), visual_projection (E, Dv):
+    orientation of `transformers`. Looks like `clip-vit1024p14-768-t0123abcd-v4567cdef`, with one part per tower.
     """
     towers = ((token_embedding, text_projection), (patch_embedding, visual_projection))
-    text, vision = (hashlib.sha256("".join(weight_signs(t, 1024) for t in tower).encode()).hexdigest()[:8] for tower in towers)
-    return f"{label}-vit{patch_embedding.shape[0]}p{patch_embedding.shape[-1]}-{text_projection.shape[0]}-t{text}-v{vision}"
+    text, vision = (hashlib.sha256("".join(weight_signs(t, 1024) for t in tower).encode()).hexdigest()[:8] for tower
+                    in towers)
+    shape = f"vit{patch_embedding.shape[0]}p{patch_embedding.shape[-1]}-{text_projection.shape[0]}"
+    return f"{label}-{shape}-t{text}-v{vision}"

@@ -1,4 +1,5 @@
-"""Pictures as tensors, made ready for a vision tower: resize, centre crop, normalise. Needs neither Pillow nor torchvision."""
+"""Pictures as tensors, made ready for a vision tower: resize, centre crop, normalise. Needs neither Pillow nor
+torchvision."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ CLIP_STD: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
 
 def check_pictures(images: Tensor) -> Tensor:
-    """Return `images` as float32 if they are RGB pictures (B, 3, H, W) with B, H, W >= 1; otherwise raise ValueError."""
+    """Return `images` as float32 if they are RGB pictures (B, 3, H, W) with B, H, W >= 1; otherwise raise
+    ValueError."""
     if images.ndim != 4 or images.shape[1] != 3 or min(images.shape) < 1:
         raise ValueError(f"pictures have the shape {tuple(images.shape)}, expected (batch, 3, height, width): "
                          "add the batch dimension, put channels second and drop an alpha channel")
@@ -21,7 +23,8 @@ def check_pictures(images: Tensor) -> Tensor:
         raise ValueError(f"pictures are {images.dtype}, expected floats in [0, 1]: divide bytes by 255")
     images = images.float()
     if not torch.isfinite(images).all():
-        raise ValueError("pictures hold NaN or infinite values, expected floats in [0, 1]: check the step that made them")
+        raise ValueError("pictures hold NaN or infinite values, expected floats in [0, 1]: check the step that made "
+                         "them")
     return images
 
 
@@ -41,7 +44,8 @@ def resize_and_crop(images: Tensor, size: int) -> Tensor:
     target = (size, int(size * width / short)) if height <= width else (int(size * height / short), size)
     if (height, width) != target:
         # uneven sizes of pictures in channels_last memory go wrong in some builds; contiguous is always right
-        images = functional.interpolate(images.contiguous(), target, mode="bicubic", antialias=True, align_corners=False)
+        images = functional.interpolate(images.contiguous(), target, mode="bicubic", antialias=True,
+                                        align_corners=False)
         images = images.clamp(0.0, 1.0)  # bicubic overshoots at sharp edges
     return centre_crop(images, size, size)
 
@@ -55,5 +59,6 @@ def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(x - mean) / std per colour channel of (B, 3, H, W)."""
-    mean_, std_ = (torch.tensor(values, dtype=images.dtype, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
+    mean_, std_ = (torch.tensor(values, dtype=images.dtype, device=images.device).view(1, -1, 1, 1) for values
+                   in (mean, std))
     return (images - mean_) / std_

@@ -1,6 +1,7 @@
 """The small CLIP of the Postcard world: a `transformers` CLIPModel with a word-level vocabulary.
 
-Its text tokens condition the Postcard model; its projected vectors are the concept embeddings of the Postcard hypernetworks.
+Its text tokens condition the Postcard model; its projected vectors are the concept embeddings of the Postcard
+hypernetworks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 class WordTokenizer:
-    """Words to ids. 0 = padding, 1 = begin, 2 = unknown, then the vocabulary in its order, and last (highest) the end token.
+    """Words to ids. 0 = padding, 1 = begin, 2 = unknown, then the vocabulary in its order, and last (highest) the end
+    token.
 
     The end token has the highest id because CLIP pools either at argmax(ids) (old files) or at the first end token (new
     files); so both rules, and every `transformers` version, find the same position.
@@ -42,11 +44,12 @@ class WordTokenizer:
         self.length = length
         wrong = [word for word in self.vocabulary if not _WORD.fullmatch(word) or word != word.lower()]
         if wrong:
-            raise ValueError(f"the vocabulary holds {wrong[0]!r}, expected single lower-case words of letters and digits: "
-                             "split texts with words_of() first")
+            raise ValueError(f"the vocabulary holds {wrong[0]!r}, expected single lower-case words of letters and "
+                             "digits: split texts with words_of() first")
         self._ids = {word: index + 3 for index, word in enumerate(self.vocabulary)}
         if len(self._ids) != len(self.vocabulary):
-            raise ValueError(f"the vocabulary of {len(self.vocabulary)} words has {len(self._ids)} distinct ones: remove doubles")
+            raise ValueError(f"the vocabulary of {len(self.vocabulary)} words has {len(self._ids)} distinct ones: "
+                             "remove doubles")
         self.end_id = len(self.vocabulary) + 3
 
     @property
@@ -111,23 +114,28 @@ def edit_distance(first: str, second: str, limit: int) -> int:
 
 
 def clip_config(vocabulary_size: int, **changes: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `transformers.CLIPConfig`; `changes` = {text_config: {...}, vision_config: {...}} override sizes."""
-    shared = {"hidden_size": TEXT_WIDTH, "num_attention_heads": 4, "intermediate_size": 768, "projection_dim": PROJECTION_WIDTH}
+    """Keyword arguments of `transformers.CLIPConfig`; `changes` = {text_config: {...}, vision_config: {...}} override
+    sizes."""
+    shared = {"hidden_size": TEXT_WIDTH, "num_attention_heads": 4, "intermediate_size": 768,
+              "projection_dim": PROJECTION_WIDTH}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": vocabulary_size - 1}
-    text = {**shared, **tokens, "vocab_size": vocabulary_size, "num_hidden_layers": 4, "max_position_embeddings": CONTEXT_LENGTH}
+    text = {**shared, **tokens, "vocab_size": vocabulary_size, "num_hidden_layers": 4,
+            "max_position_embeddings": CONTEXT_LENGTH}
     vision = {**shared, "num_hidden_layers": 6, "image_size": IMAGE_SIZE, "patch_size": 8}
     return {"text_config": {**text, **changes.get("text_config", {})},
             "vision_config": {**vision, **changes.get("vision_config", {})}, "projection_dim": PROJECTION_WIDTH}
 
 
 class PostcardCLIP(nn.Module):
-    """`transformers.CLIPModel` (attribute `model`, with `model.logit_scale` for training) and its tokenizer (`tokenizer`)."""
+    """`transformers.CLIPModel` (attribute `model`, with `model.logit_scale` for training) and its tokenizer
+    (`tokenizer`)."""
 
     encoder_id = "postcard-clip"
     width = PROJECTION_WIDTH
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
-        """A fresh model with random weights over the words of `vocabulary`; raises ValueError for a faulty vocabulary."""
+        """A fresh model with random weights over the words of `vocabulary`; raises ValueError for a faulty
+        vocabulary."""
         super().__init__()
         from transformers import CLIPConfig, CLIPModel
 
@@ -160,7 +168,8 @@ class PostcardCLIP(nn.Module):
         return self.encode_ids(self.tokenize(texts)[0])
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], any size -> unit vectors (B, 128) float32; gradients flow. Raises ValueError for other shapes."""
+        """(B, 3, H, W) in [0, 1], any size -> unit vectors (B, 128) float32; gradients flow. Raises ValueError for
+        other shapes."""
         pixels = normalise(resize_and_crop(images.to(self.device), IMAGE_SIZE), (0.5,) * 3, (0.5,) * 3)
         pooled = self.model.vision_model(pixel_values=pixels.to(self.model.logit_scale.dtype)).pooler_output
         return functional.normalize(self.model.visual_projection(pooled).float(), dim=-1)
@@ -182,12 +191,12 @@ class PostcardCLIP(nn.Module):
         tensors, header = files.load_file(path, KIND)
         vocabulary = header.get("vocabulary")
         if not isinstance(vocabulary, list) or not all(isinstance(word, str) for word in vocabulary):
-            raise files.FileError(f"{path} carries no list of words for its text tower, expected 'vocabulary' in its header: "
-                                  "download or train the file again")
+            raise files.FileError(f"{path} carries no list of words for its text tower, expected 'vocabulary' in its "
+                                  "header: download or train the file again")
         embedded = tensors.get("text_model.embeddings.token_embedding.weight", torch.empty(0)).shape[:1]
         if embedded != (len(vocabulary) + 4,):
-            raise files.FileError(f"{path} lists {len(vocabulary)} words but embeds {list(embedded)}, expected four more than words: "
-                                  "download or train the file again")
+            raise files.FileError(f"{path} lists {len(vocabulary)} words but embeds {list(embedded)}, expected four "
+                                  "more than words: download or train the file again")
         try:
             clip = cls(vocabulary)
         except ValueError as error:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize as unit_rows
 
-from hypertransport_core.encoders import (ConceptEmbedding, ConceptEncoder, EncoderError, average, centre, embed_images, embed_text)
+from hypertransport_core.encoders import (ConceptEmbedding, ConceptEncoder, EncoderError, average, centre,
+                                          embed_images, embed_text)
 from hypertransport_core.encoders.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop
 from hypertransport_core.encoders.transformers_clip import TransformersClipEncoder
 from hypertransport_core.files import FileError
@@ -29,10 +30,11 @@ def vector(*shape: int) -> torch.Tensor:
 
 
 def embedding(modality: str = "text", *shape: int, **more) -> ConceptEmbedding:
-    return ConceptEmbedding(vector(*(shape or (6,))), more.pop("encoder_id", "e"), modality, more.pop("source", modality), **more)
+    return ConceptEmbedding(vector(*(shape or (6,))), more.pop("encoder_id", "e"), modality,
+                            more.pop("source", modality), **more)
 
 
-# --- algebra -----------------------------------------------------------------------------------------------------------------
+# algebra
 
 def test_vectors_are_made_unit_float32() -> None:
     made = ConceptEmbedding(torch.tensor([3.0, 4.0], dtype=torch.float64), "e", "text")
@@ -66,8 +68,10 @@ def test_mixture_of_modalities_says_so() -> None:
 def test_averages_that_make_no_sense() -> None:
     one = embedding()
     opposite = ConceptEmbedding(-one.vector, "e", "text")
-    for concepts, weights, match in (([], None, "at least one"), ([one], [1, 2], "2 weights for 1"), ([one, opposite], None, "cancel"),
-                                     ([one, embedding(encoder_id="f")], None, "'e'.*'f'"), ([one, embedding("text", 5)], None, "width 5"),
+    for concepts, weights, match in (([], None, "at least one"), ([one], [1, 2], "2 weights for 1"),
+                                     ([one, opposite], None, "cancel"),
+                                     ([one, embedding(encoder_id="f")], None, "'e'.*'f'"),
+                                     ([one, embedding("text", 5)], None, "width 5"),
                                      ([one, centre(one, {})], None, "centred"), ([one], [float("nan")], "direction")):
         with pytest.raises(EncoderError, match=match):
             average(concepts, weights)
@@ -77,7 +81,8 @@ def test_centring_subtracts_the_mean_of_the_modality() -> None:
     means = {"text": vector(6) * 0.4, "image": vector(6) * 0.4}
     text, pictures = embedding("text"), embedding("image", 3, 6)
     assert torch.allclose(centre(text, means).vector, unit_rows(text.vector - means["text"], dim=-1), atol=1e-6)
-    assert torch.allclose(centre(pictures, means).vector, unit_rows(pictures.vector - means["image"], dim=-1), atol=1e-6)
+    assert torch.allclose(centre(pictures, means).vector, unit_rows(pictures.vector - means["image"], dim=-1),
+                          atol=1e-6)
     assert centre(centre(text, means), means) is not None
     assert torch.equal(centre(centre(text, means), means).vector, centre(text, means).vector)
     assert torch.equal(centre(text, {}).vector, text.vector)
@@ -93,9 +98,10 @@ def test_centring_a_mixture_centres_its_parts() -> None:
     assert mixed.centred and torch.allclose(mixed.vector, unit_rows(by_hand, dim=0), atol=1e-5)
 
 
-# --- preprocessing -----------------------------------------------------------------------------------------------------------
+# preprocessing
 
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (1, 1), (31, 33), (500, 20), (20, 500), (3, 4000), (129, 128), (1, 7)])
+@pytest.mark.parametrize(("height", "width"),
+                         [(32, 32), (1, 1), (31, 33), (500, 20), (20, 500), (3, 4000), (129, 128), (1, 7)])
 def test_any_size_becomes_a_square_in_range(height: int, width: int) -> None:
     made = resize_and_crop(torch.rand(2, 3, height, width), SIZE)
     assert made.shape == (2, 3, SIZE, SIZE) and 0 <= made.min() and made.max() <= 1
@@ -113,7 +119,8 @@ def test_the_middle_is_kept() -> None:
     assert torch.equal(resize_and_crop(images, SIZE), torch.ones(1, 3, SIZE, SIZE))
 
 
-@pytest.mark.parametrize("images", [torch.rand(3, 8, 8), torch.rand(1, 4, 8, 8), torch.rand(1, 8, 8, 3), torch.rand(0, 3, 8, 8),
+@pytest.mark.parametrize("images",
+                         [torch.rand(3, 8, 8), torch.rand(1, 4, 8, 8), torch.rand(1, 8, 8, 3), torch.rand(0, 3, 8, 8),
                                     torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.full((1, 3, 8, 8), float("nan"))])
 def test_wrong_pictures_are_refused(images: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -135,19 +142,22 @@ def test_parity_with_transformers_own_image_processor(height: int, width: int) -
     picture = image.fromarray(numpy.ascontiguousarray(values.permute(1, 2, 0).numpy()))
     theirs = processor(images=picture, return_tensors="pt")["pixel_values"]
     ours = normalise(resize_and_crop(values[None].float() / 255, SIZE), CLIP_MEAN, CLIP_STD)
-    # Theirs rounds to whole bytes after resizing, and clips between its two passes: a few levels where enlarging overshoots.
+    # Theirs rounds to whole bytes after resizing, and clips between its two passes: a few levels where enlarging
+    # overshoots.
     levels = (ours - theirs).abs() * torch.tensor(CLIP_STD).view(1, 3, 1, 1) * 255
     assert levels.mean() < 0.4 and levels.max() < (1.1 if min(height, width) > SIZE else 4)
 
 
-# --- transformers ------------------------------------------------------------------------------------------------------------
+# transformers
 
 def tiny_clip(seed: int = 0):
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(seed)
-    shared = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 12}
-    return CLIPModel(CLIPConfig(text_config={**shared, "vocab_size": 60, "max_position_embeddings": 10, "bos_token_id": 58, "eos_token_id": 59,
+    shared = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "projection_dim": 12}
+    return CLIPModel(CLIPConfig(text_config={**shared, "vocab_size": 60, "max_position_embeddings": 10,
+                                             "bos_token_id": 58, "eos_token_id": 59,
                                              "pad_token_id": 59},
                                 vision_config={**shared, "image_size": SIZE, "patch_size": 8}, projection_dim=12))
 
@@ -155,12 +165,14 @@ def tiny_clip(seed: int = 0):
 def write_tokenizer(folder: Path) -> None:
     """A CLIP tokenizer of single letters: its files as OpenAI's look, made on the spot."""
     letters = [chr(code) for code in range(97, 123)]
-    vocabulary = [*letters, *(letter + "</w>" for letter in letters), "c a", "ca", "ca t</w>", "cat</w>", ".</w>", ",</w>"][:58]
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), "c a", "ca", "ca t</w>", "cat</w>", ".</w>",
+                  ",</w>"][:58]
     vocabulary = {token: index for index, token in enumerate([*vocabulary, "<|startoftext|>", "<|endoftext|>"])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": 10, "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": 10, "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}))
 
 
@@ -223,7 +235,8 @@ def test_concepts_from_texts_and_pictures(encoder: TransformersClipEncoder) -> N
     one, two = embed_text(encoder, [" cat "]), embed_text(encoder, ["cat", "dog"])
     assert one.vector.shape == (12,) and two.vector.shape == (2, 12) and one.source == "cat" and one.modality == "text"
     pictures = embed_images(encoder, torch.rand(2, 3, 9, 9))
-    assert pictures.modality == "image" and pictures.source == "2 pictures" and pictures.encoder_id == encoder.encoder_id
+    assert pictures.modality == "image" and pictures.source == "2 pictures"
+    assert pictures.encoder_id == encoder.encoder_id
     for texts in ([], ["  "], ["cat", ""]):
         with pytest.raises(EncoderError, match="empty"):
             embed_text(encoder, texts)
@@ -245,11 +258,14 @@ def copy_of(folder: Path, target: Path) -> Path:
     (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "no .safetensors"),
     (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-50]), "cut short"),
     (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickled bytes"), "old PyTorch checkpoint"),
-    (lambda f: [(f / name).unlink() for name in ("vocab.json", "merges.txt", "tokenizer_config.json")], "holds no tokenizer"),
-    (lambda f: (f / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}'), "tokenizer|cannot be loaded"),
+    (lambda f: [(f / name).unlink() for name in ("vocab.json", "merges.txt", "tokenizer_config.json")],
+     "holds no tokenizer"),
+    (lambda f: (f / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1}'), "tokenizer|cannot be "
+                                                                                            "loaded"),
     (lambda f: (f / "vocab.json").write_text("[broken"), "cannot be loaded as a CLIP"),
     (lambda f: (f / "merges.txt").unlink(), "holds no tokenizer"),
-    (lambda f: (f / "config.json").write_text(json.dumps({**json.loads((f / "config.json").read_text()), "projection_dim": 13})), None),
+    (lambda f: (f / "config.json").write_text(json.dumps({**json.loads((f / "config.json").read_text()),
+                                                          "projection_dim": 13})), None),
 ])
 def test_damaged_folders_are_one_sentence(folder: Path, tmp_path: Path, change, match: str) -> None:
     copy = copy_of(folder, tmp_path / "copy")
@@ -264,12 +280,13 @@ def test_one_tower_is_not_enough(folder: Path, tmp_path: Path) -> None:
 
     copy = copy_of(folder, tmp_path / "copy")
     tensors = load_file(copy / "model.safetensors")
-    save_file({name: value for name, value in tensors.items() if "vision" not in name}, copy / "model.safetensors", {"format": "pt"})
+    save_file({name: value for name, value in tensors.items() if "vision" not in name}, copy / "model.safetensors",
+              {"format": "pt"})
     with pytest.raises(EncoderError, match="lacks .* weights"):
         TransformersClipEncoder.from_folder(copy)
 
 
-# --- Postcard ----------------------------------------------------------------------------------------------------------------
+# Postcard
 
 def test_postcard_encoder(tmp_path: Path) -> None:
     from hypertransport_core.encoders.postcard_clip import PostcardClipEncoder
@@ -285,7 +302,7 @@ def test_postcard_encoder(tmp_path: Path) -> None:
     assert torch.allclose(again.encode_text(["cat"]), first.encode_text(["cat"]), atol=5e-3)
 
 
-# --- open_clip ---------------------------------------------------------------------------------------------------------------
+# open_clip
 
 def test_open_clip_that_cannot_be_imported_is_one_sentence(monkeypatch, tmp_path: Path) -> None:
     from hypertransport_core.encoders import open_clip_encoder
@@ -347,9 +364,12 @@ def test_open_clip_refusals(open_clip_file: tuple[str, Path], tmp_path: Path) ->
     name, path = open_clip_file
     (tmp_path / "weights.bin").write_bytes(b"x")
     (tmp_path / "pickle.safetensors").write_bytes(b"PK\x03\x04 and so on")
-    for arguments, match in (((name, tmp_path / "weights.bin"), "no .safetensors"), ((name, tmp_path / "pickle.safetensors"), "old PyTorch"),
-                             (("no-such-net", path), "no architecture 'no-such-net'"), (("hf-hub:some/thing", path), "no architecture"),
-                             (("tiny-hf", path), "from the network"), (("ViT-B-32", path), "cannot be loaded as 'ViT-B-32'"),
+    for arguments, match in (((name, tmp_path / "weights.bin"), "no .safetensors"),
+                             ((name, tmp_path / "pickle.safetensors"), "old PyTorch"),
+                             (("no-such-net", path), "no architecture 'no-such-net'"),
+                             (("hf-hub:some/thing", path), "no architecture"),
+                             (("tiny-hf", path), "from the network"), (("ViT-B-32", path), "cannot be loaded as "
+                                                                                           "'ViT-B-32'"),
                              ((name, tmp_path / "missing.safetensors"), "cannot be read")):
         with pytest.raises((EncoderError, FileError), match=match) as caught:
             OpenClipEncoder.from_checkpoint(*arguments)
@@ -365,5 +385,6 @@ def test_same_weights_have_one_id_in_both_libraries() -> None:
 
     model = tiny_clip()
     visual = Box(conv1=model.vision_model.embeddings.patch_embedding, proj=model.visual_projection.weight.T)
-    twin = Box(token_embedding=model.text_model.embeddings.token_embedding, text_projection=model.text_projection.weight.T, visual=visual)
+    twin = Box(token_embedding=model.text_model.embeddings.token_embedding,
+               text_projection=model.text_projection.weight.T, visual=visual)
     assert _encoder_id(twin, "x") == model_encoder_id(model)

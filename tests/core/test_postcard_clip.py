@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hypertransport_core.files import FileError, load_file
-from hypertransport_core.postcard.clip import CONTEXT_LENGTH, PostcardCLIP, WordTokenizer, clip_config, edit_distance, words_of
+from hypertransport_core.postcard.clip import (CONTEXT_LENGTH, PostcardCLIP, WordTokenizer, clip_config, edit_distance,
+                                               words_of)
 
 WORDS = "a red blue house boat cat mushroom rocket watercolour at night in the style of".split()
 
@@ -58,7 +59,8 @@ def test_answers_do_not_depend_on_earlier_questions() -> None:
     assert all(fresh.word_id(word) == used.word_id(word) for word in ("boott", "boots", "houses"))
 
 
-@pytest.mark.parametrize(("first", "second", "distance"), [("", "ab", 2), ("ab", "ba", 1), ("abc", "abd", 1), ("kitten", "sitting", 3)])
+@pytest.mark.parametrize(("first", "second", "distance"),
+                         [("", "ab", 2), ("ab", "ba", 1), ("abc", "abd", 1), ("kitten", "sitting", 3)])
 def test_edit_distance(first: str, second: str, distance: int) -> None:
     assert edit_distance(first, second, 9) == distance == edit_distance(second, first, 9)
     assert edit_distance(first, second, 1) == min(distance, 1)

@@ -1,0 +1,1 @@
+"""Evaluation on held-out concepts: the judge's measures, the methods compared, and the report."""

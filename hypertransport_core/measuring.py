@@ -1,4 +1,5 @@
-"""One rollout of a backbone, steered or not, reading pooled activations at its sites: what loss and statistics share."""
+"""One rollout of a backbone, steered or not, reading pooled activations at its sites: what loss and statistics
+share."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,8 @@ def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[
             need_clean: bool = False) -> Measurement:
     """Roll a backbone out over noise levels and read its sites.
 
-    conditioning (B, T, D); noise (B, *latent), the input at levels[0]; levels: noise levels, descending, without the final 0.
+    conditioning (B, T, D); noise (B, *latent), the input at levels[0]; levels: noise levels, descending, without the
+    final 0.
     maps: None = untouched; one for all levels, or one per level. rows: long (B,), the map row of each batch row.
     measured: indices of the levels to read, all by default; the rollout ends at the last. Each later level starts from
     the clean prediction of the one before, steered alike but cut from the gradient graph, so gradients of a step reach
@@ -49,7 +51,8 @@ def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[
     """
     wanted = sorted(set(range(len(levels)) if measured is None else measured))
     if not wanted or wanted[0] < 0 or wanted[-1] >= len(levels):
-        raise MeasureError(f"Steps {wanted} are to be measured of {len(levels)} noise levels; choose from 0 to the last.")
+        raise MeasureError(f"Steps {wanted} are to be measured of {len(levels)} noise levels; choose from 0 to the "
+                           "last.")
     advance = getattr(backbone, "advance", next_latents)
     x, features, first = noise, [], None
     for step in range(wanted[-1] + 1):
@@ -59,7 +62,8 @@ def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[
         with ExitStack() as stack:
             if step not in wanted:
                 stack.enter_context(torch.no_grad())
-            seen, clean = _one_call(backbone, x, levels[step], conditioning, sites if step in wanted else (), step_maps, rows,
+            seen, clean = _one_call(backbone, x, levels[step], conditioning, sites if step in wanted else (), step_maps,
+                                    rows,
                                     pooling, keep_clean)
         if seen is not None:
             features.append(seen)
@@ -70,9 +74,11 @@ def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[
     return Measurement(tuple(features), first)
 
 
-def _one_call(backbone: Any, x: Tensor, level: float, conditioning: Tensor, sites: Sequence[Site], maps: TransportMaps | None,
+def _one_call(backbone: Any, x: Tensor, level: float, conditioning: Tensor, sites: Sequence[Site],
+              maps: TransportMaps | None,
               rows: Tensor | None, pooling: str, keep_clean: bool) -> tuple[Tensor | None, Tensor | None]:
-    """(pooled features, predicted clean latents) of one network call; it ends after the last site where the rest is not needed."""
+    """(pooled features, predicted clean latents) of one network call; it ends after the last site where the rest is not
+    needed."""
     clean, capture = None, None
     with ExitStack() as stack:
         if maps is not None:
@@ -90,7 +96,8 @@ def device_of(backbone: Any) -> torch.device:
 
 
 def levels_of(backbone: Any, steps: int) -> list[float]:
-    """The noise levels at which the network is called when sampling in `steps` steps: descending, without the final 0."""
+    """The noise levels at which the network is called when sampling in `steps` steps: descending, without the final
+    0."""
     return [float(level) for level in backbone.noise_levels(steps)[:-1]]
 
 
@@ -98,19 +105,21 @@ def prompt_per_seed(prompts: Sequence[str], seeds: Sequence[int], name: str = "a
     """The prompt of every sample: prompts repeat in order until there is one per seed. Raises MeasureError."""
     if isinstance(prompts, str) or not prompts or len(prompts) > len(seeds):
         given = "a single text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-        raise MeasureError(f"Got {given} for {name} and {len(seeds)} seeds; give a list of 1 to {len(seeds)} prompts, one seed "
+        raise MeasureError(f"Got {given} for {name} and {len(seeds)} seeds; give a list of 1 to {len(seeds)} prompts, "
+                           "one seed "
                            "per sample.")
     return [prompts[i % len(prompts)] for i in range(len(seeds))]
 
 
 @torch.no_grad()
-def pooled_samples(backbone: Any, prompts: Sequence[str], seeds: Sequence[int], sites: Sequence[Site], *, steps: int = 1,
+def pooled_samples(backbone: Any, prompts: Sequence[str], seeds: Sequence[int], sites: Sequence[Site], *,
+                   steps: int = 1,
                    levels: Sequence[float] | None = None, pooling: str = "mean", maps: Maps = None, batch: int = 8,
                    name: str = "a concept") -> Tensor:
     """Pooled activations of m = len(seeds) samples at every level: (S, m, D) fp32 on the CPU, without gradients.
 
-    Sample i is seeds[i] with prompt i (prompts repeat in order). maps: None = untouched, else one row. levels: instead of
-    those of `steps`. batch: samples per network call; another value may change the last digits. Raises MeasureError.
+    Sample i is seeds[i] with prompt i (prompts repeat in order). maps: None = untouched, else one row. levels: instead
+    of those of `steps`. batch: samples per network call; another value may change the last digits. Raises MeasureError.
     """
     texts = prompt_per_seed(prompts, seeds, name)
     levels = levels_of(backbone, steps) if levels is None else levels
@@ -126,7 +135,8 @@ def pooled_samples(backbone: Any, prompts: Sequence[str], seeds: Sequence[int], 
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Inside the block the network is in eval mode and none of its parameters wants gradients; then all is as it was."""
+    """Inside the block the network is in eval mode and none of its parameters wants gradients; then all is as it
+    was."""
     modes = [(module, module.training) for module in network.modules()]
     wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:

@@ -16,31 +16,36 @@ from .wasserstein import LossError, channel_coefficients, coarsen, rank_targets
 def transport_loss(backbone: Any, maps: TransportMaps | Sequence[TransportMaps], conditioning: Tensor, noise: Tensor,
                    targets: Tensor, sites: Sequence[Site], levels: Sequence[float], *, pooling: str = "mean",
                    measured: Sequence[int] | None = None, weights: Sequence[float] | Tensor | None = None,
-                   channel_weight: Tensor | None = None, paired_targets: Tensor | None = None, paired_weight: float = 0.0,
-                   chunk: int | None = None) -> Tensor:
-    """Scalar loss of K concepts: W2² between steered source samples and targets, per channel (LinEAS, arXiv 2503.10679, §3).
+                   channel_weight: Tensor | None = None, paired_targets: Tensor | None = None,
+                   paired_weight: float = 0.0, chunk: int | None = None) -> Tensor:
+    """Scalar loss of K concepts: W2² between steered source samples and targets, per channel (LinEAS, arXiv 2503.10679,
+    §3).
 
     maps: K rows (or a list, one per level), gradients reach their scale and shift. conditioning (K n, T, D) and
-    noise (K n, *latent): the source samples, n per concept, concept by concept. targets: sorted block means (K, S, N, D) of
-    the S measured steps, or (K, N, D) for one; N is n or a multiple of it. levels, measured, pooling: see `measuring.measure`.
-    Mean over a site's channels, sites (`weights`), concepts and steps; `channel_weight` (D,) or (S, D) multiplies channels.
+    noise (K n, *latent): the source samples, n per concept, concept by concept. targets: sorted block means (K, S, N,
+    D) of the S measured steps, or (K, N, D) for one; N is n or a multiple of it. levels, measured, pooling: see
+    `measuring.measure`. Mean over a site's channels, sites (`weights`), concepts and steps; `channel_weight` (D,) or
+    (S, D) multiplies channels.
 
-    paired_targets (K n, *latent): clean latents that the untouched network predicts at levels[0] under the concept's own
-    prompt and the same noise; adds paired_weight times the mean squared difference to the steered prediction.
+    paired_targets (K n, *latent): clean latents that the untouched network predicts at levels[0] under the concept's
+    own prompt and the same noise; adds paired_weight times the mean squared difference to the steered prediction.
 
-    chunk: samples per network call. The gradient is exactly that of the whole batch, at the price of one pass more: samples
-    are ranked first, without gradients; then every chunk runs backward at once, so memory is that of one chunk.
+    chunk: samples per network call. The gradient is exactly that of the whole batch, at the price of one pass more:
+    samples are ranked first, without gradients; then every chunk runs backward at once, so memory is that of one chunk.
     Raises LossError, MeasureError.
     """
     per_step = [maps] if isinstance(maps, TransportMaps) else list(maps)
     concepts, rows = per_step[0].rows, noise.shape[0]
     if rows % concepts or conditioning.shape[0] != rows:
-        raise LossError(f"Got {concepts} rows of maps, {conditioning.shape[0]} conditionings and {rows} noises; give the same n "
+        raise LossError(f"Got {concepts} rows of maps, {conditioning.shape[0]} conditionings and {rows} noises; give "
+                        "the same n "
                         "samples for every row of maps.")
     if (paired_targets is None) != (paired_weight == 0.0):
-        raise LossError(f"Got a paired weight of {paired_weight:g} {'without' if paired_targets is None else 'with'} paired targets; "
+        raise LossError(f"Got a paired weight of {paired_weight:g} {'without' if paired_targets is None else 'with'} "
+                        "paired targets; "
                         "give both or neither.")
-    term = _Terms(backbone, conditioning, noise, sites, levels, pooling, measured, weights, channel_weight, paired_targets,
+    term = _Terms(backbone, conditioning, noise, sites, levels, pooling, measured, weights, channel_weight,
+                  paired_targets,
                   float(paired_weight), torch.arange(concepts).repeat_interleave(rows // concepts))
     if chunk is None or chunk >= rows:
         found = term.run(maps, slice(None))
@@ -54,7 +59,8 @@ def transport_loss(backbone: Any, maps: TransportMaps | Sequence[TransportMaps],
 class _Terms:
     """The parts of one loss evaluation, row-wise: given each sample's own target, the loss is a sum over samples."""
 
-    def __init__(self, backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[Site], levels: Sequence[float],
+    def __init__(self, backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[Site],
+                 levels: Sequence[float],
                  pooling: str, measured: Sequence[int] | None, weights: Sequence[float] | Tensor | None,
                  channel_weight: Tensor | None, paired: Tensor | None, paired_weight: float, map_rows: Tensor) -> None:
         self.backbone, self.conditioning, self.noise = backbone, conditioning, noise
@@ -73,7 +79,8 @@ class _Terms:
         if targets.ndim == 3:
             targets = targets[:, None]
         if targets.ndim != 4 or (targets.shape[0], targets.shape[1], targets.shape[3]) != (concepts, steps, width):
-            raise LossError(f"The targets have shape {tuple(targets.shape)}, but must be ({concepts}, {steps}, blocks, {width}): "
+            raise LossError(f"The targets have shape {tuple(targets.shape)}, but must be ({concepts}, {steps}, "
+                            f"blocks, {width}): "
                             "concepts, measured steps, blocks, channels.")
         aligned = []
         for step, seen in enumerate(features):
@@ -95,10 +102,12 @@ class _Terms:
         return total
 
 
-def _chunked(term: _Terms, maps: TransportMaps | Sequence[TransportMaps], per_step: list[TransportMaps], aligned: list[Tensor],
+def _chunked(term: _Terms, maps: TransportMaps | Sequence[TransportMaps], per_step: list[TransportMaps],
+             aligned: list[Tensor],
              rows: int, chunk: int) -> Tensor:
     """The loss as a scalar whose gradient with respect to the maps was accumulated chunk by chunk."""
-    leaves = [TransportMaps(m.sites, m.scale.detach().requires_grad_(), m.shift.detach().requires_grad_()) for m in per_step]
+    leaves = [TransportMaps(m.sites, m.scale.detach().requires_grad_(),
+                            m.shift.detach().requires_grad_()) for m in per_step]
     steered: TransportMaps | list[TransportMaps] = leaves[0] if isinstance(maps, TransportMaps) else leaves
     tensors = [tensor for leaf in leaves for tensor in (leaf.scale, leaf.shift)]
     sums, value = [torch.zeros_like(tensor) for tensor in tensors], torch.zeros((), device=tensors[0].device)

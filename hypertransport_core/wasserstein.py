@@ -1,12 +1,13 @@
 """The loss: exact squared Wasserstein-2 distance between one-dimensional laws, per channel, from sorted block means.
 
-For n source samples and m = k n target samples, W2² between the empirical laws is, up to the mean within-block variance of
-the targets (a constant without gradient), (1/n) Σ (x_(i) - ȳ_i)², with ȳ_i the mean of the i-th block of k consecutive
-sorted targets. So n block means per channel stand for all m targets, and tables nest: neighbours averaged in a table of
-16 give the table of 8. (LinEAS, arXiv 2503.10679, §3, with the block means of our own.)
+For n source samples and m = k n target samples, W2² between the empirical laws is, up to the mean within-block variance
+of the targets (a constant without gradient), (1/n) Σ (x_(i) - ȳ_i)², with ȳ_i the mean of the i-th block of k
+consecutive sorted targets. So n block means per channel stand for all m targets, and tables nest: neighbours averaged
+in a table of 16 give the table of 8. (LinEAS, arXiv 2503.10679, §3, with the block means of our own.)
 
-A small n has noisier order statistics than the law behind it, which draws fitted scales below 1: about 0.81 at n = 8 and
-0.92 at n = 32 for Gaussian channels even where source and target agree. Prefer n >= 8, or `rank_targets` with n = 32.
+A small n has noisier order statistics than the law behind it, which draws fitted scales below 1: about 0.81 at n = 8
+and 0.92 at n = 32 for Gaussian channels even where source and target agree. Prefer n >= 8, or `rank_targets` with n =
+32.
 """
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def block_means(samples: Tensor, blocks: int) -> Tensor:
 
 
 def coarsen(table: Tensor, blocks: int) -> Tensor:
-    """A table of sorted block means (..., n, C) with fewer blocks: means of neighbours, (..., blocks, C). Raises LossError."""
+    """A table of sorted block means (..., n, C) with fewer blocks: means of neighbours, (..., blocks, C). Raises
+    LossError."""
     count = table.shape[-2]
     if blocks < 1 or count % blocks:
         raise LossError(f"{count} sorted values cannot be averaged in {blocks} equal blocks; choose a number of blocks "
@@ -51,8 +53,9 @@ def wasserstein2(source: Tensor, target_blocks: Tensor) -> Tensor:
 def rank_targets(source: Tensor, target_blocks: Tensor) -> Tensor:
     """Each source sample's own target: the block mean of its rank, per channel. (..., N, C) twice -> (..., N, C).
 
-    Given these, W2² is a plain sum over samples, so the gradient of micro-batches of Σ (x_i - aligned_i)² / N adds up to
-    that of the full batch: exact at the price of one gradient-free pass over all N with the same noise. Raises LossError.
+    Given these, W2² is a plain sum over samples, so the gradient of micro-batches of Σ (x_i - aligned_i)² / N adds up
+    to that of the full batch: exact at the price of one gradient-free pass over all N with the same noise.
+    Raises LossError.
     """
     _same_samples(source, target_blocks)
     order = source.detach().argsort(dim=-2, stable=True)
@@ -64,13 +67,14 @@ def channel_coefficients(sites: Sequence[Site], width: int, weights: Sequence[fl
                          channel_weight: Tensor | None = None) -> Tensor:
     """What every channel counts in the loss, (width,) fp32: mean over a site's channels, then mean over sites.
 
-    width: ΣC, or a multiple of it for several moments per channel (means, then standard deviations), which share a site's
-    weight. weights: relative weight per site; channel_weight: factor per channel, (width,), for instance 1 / σ_source² so
-    that a few channels of large spread do not dominate. Raises LossError.
+    width: ΣC, or a multiple of it for several moments per channel (means, then standard deviations), which share a
+    site's weight. weights: relative weight per site; channel_weight: factor per channel, (width,), for instance 1 /
+    σ_source² so that a few channels of large spread do not dominate. Raises LossError.
     """
     channels = total_channels(sites)
     if not channels or width % channels:
-        raise LossError(f"The samples have {width} channels, but the {len(sites)} sites have {channels}; give samples of "
+        raise LossError(f"The samples have {width} channels, but the {len(sites)} sites have {channels}; give samples "
+                        "of "
                         "these sites.")
     site_weights = torch.ones(len(sites)) if weights is None else torch.as_tensor(weights, dtype=torch.float32).cpu()
     if site_weights.shape != (len(sites),) or bool((site_weights < 0).any()) or not float(site_weights.sum()) > 0:
@@ -82,7 +86,8 @@ def channel_coefficients(sites: Sequence[Site], width: int, weights: Sequence[fl
     if channel_weight is None:
         return coefficients
     if channel_weight.shape != (width,):
-        raise LossError(f"The channel weight has shape {tuple(channel_weight.shape)}, but must be ({width},): one factor "
+        raise LossError(f"The channel weight has shape {tuple(channel_weight.shape)}, but must be ({width},): one "
+                        "factor "
                         "per channel of the samples.")
     return coefficients.to(channel_weight.device) * channel_weight.detach().float()
 

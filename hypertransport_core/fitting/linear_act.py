@@ -1,4 +1,5 @@
-"""Linear-AcT: per channel the least-squares line through sorted pairs, all sites at once or each with earlier maps active."""
+"""Linear-AcT: per channel the least-squares line through sorted pairs, all sites at once or each with earlier maps
+active."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -20,11 +21,12 @@ Progress = Callable[[int, int], None]
 def least_squares_map(source: Tensor, target: Tensor) -> AffineMap:
     """The affine map per channel that minimises W2² between the transported source and the target: samples (m, C) each.
 
-    scale = cov(sorted source, sorted target) / var(source), never negative since both are sorted; 1 where the source does
-    not vary; shift = mean(target) - scale · mean(source) (Linear-AcT, arXiv 2410.23054, §3.1). Raises FitError.
+    scale = cov(sorted source, sorted target) / var(source), never negative since both are sorted; 1 where the source
+    does not vary; shift = mean(target) - scale · mean(source) (Linear-AcT, arXiv 2410.23054, §3.1). Raises FitError.
     """
     if source.shape != target.shape or source.ndim != 2:
-        raise FitError(f"The source samples have shape {tuple(source.shape)} and the target samples {tuple(target.shape)}; give "
+        raise FitError(f"The source samples have shape {tuple(source.shape)} and the target samples "
+                       f"{tuple(target.shape)}; give "
                        "as many of both, (m, C).")
     x, y = (samples.double().sort(0).values for samples in (source, target))
     x_mean, y_mean = x.mean(0), y.mean(0)
@@ -42,25 +44,29 @@ def linear_act(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[st
     """Linear-AcT maps of one concept, one row.
 
     incremental: each site is fitted on activations that the maps of the sites called before it have already moved
-    (arXiv 2410.23054, §3.2). With groups = 0 that takes one pass of all samples in one call, each site being fitted as it
-    is reached, whatever their order in the list. With groups > 0 samples come in calls of `batch` and sites in so many
-    groups, in the order of the list: one pass per group, within which sites do not see each other's maps; less memory.
-    Otherwise all sites are fitted at once on untouched activations. Statistics are of the first of `steps` sampling steps.
-    progress(done, total) after every pass; what it raises cancels the fit. Raises FitError, MeasureError.
+    (arXiv 2410.23054, §3.2). With groups = 0 that takes one pass of all samples in one call, each site being fitted as
+    it is reached, whatever their order in the list. With groups > 0 samples come in calls of `batch` and sites in so
+    many groups, in the order of the list: one pass per group, within which sites do not see each other's maps; that
+    needs less memory.
+    Otherwise all sites are fitted at once on untouched activations. Statistics are of the first of `steps` sampling
+    steps. progress(done, total) after every pass; what it raises cancels the fit. Raises FitError, MeasureError.
     """
     if groups < 0:
-        raise FitError(f"Got {groups} groups of sites; give 0 (every site by itself, in one pass) or a positive number.")
+        raise FitError(f"Got {groups} groups of sites; give 0 (every site by itself, in one pass) or a positive "
+                       "number.")
     sites = tuple(sites)
     report = progress or (lambda done, total: None)
     if not incremental:
-        fit = least_squares_map(*first_step_samples(backbone, sites, source_prompts, target_prompts, seeds, steps, batch))
+        fit = least_squares_map(*first_step_samples(backbone, sites, source_prompts, target_prompts, seeds, steps,
+                                                    batch))
         report(1, 1)
         return _as_maps(sites, fit, "at once", len(seeds))
     level = levels_of(backbone, steps)[:1]
     target = pooled_samples(backbone, target_prompts, seeds, sites, levels=level, batch=batch, name="the target")[0]
     if groups:
         return _by_groups(backbone, sites, source_prompts, target, seeds, level, batch, min(groups, len(sites)), report)
-    fitted = _in_one_pass(backbone, sites, prompt_per_seed(source_prompts, seeds, "the source"), target, seeds, level[0])
+    fitted = _in_one_pass(backbone, sites, prompt_per_seed(source_prompts, seeds, "the source"), target, seeds,
+                          level[0])
     report(1, 1)
     return _as_maps(sites, fitted, "incremental", len(seeds))
 
@@ -94,9 +100,11 @@ def _in_one_pass(backbone: Any, sites: tuple[Site, ...], prompts: Sequence[str],
         backbone.denoise(noise, level, conditioning)
     missing = [site.path for site in sites if site.path not in fitted]
     if missing:
-        raise FitError(f"{len(missing)} of {len(sites)} sites were not called, first '{missing[0]}'; fit sites that the network "
+        raise FitError(f"{len(missing)} of {len(sites)} sites were not called, first '{missing[0]}'; fit sites that "
+                       "the network "
                        "calls.")
-    return AffineMap(torch.cat([fitted[site.path].scale for site in sites]), torch.cat([fitted[s.path].shift for s in sites]))
+    return AffineMap(torch.cat([fitted[site.path].scale for site in sites]),
+                     torch.cat([fitted[s.path].shift for s in sites]))
 
 
 def _by_groups(backbone: Any, sites: tuple[Site, ...], prompts: Sequence[str], target: Tensor, seeds: Sequence[int],
@@ -107,7 +115,8 @@ def _by_groups(backbone: Any, sites: tuple[Site, ...], prompts: Sequence[str], t
     for done, (first, last) in enumerate(zip(bounds, bounds[1:])):
         where = slice(slices[first].start, slices[last - 1].stop)
         group = sites[first:last]
-        source = pooled_samples(backbone, prompts, seeds, group, levels=level, maps=maps, batch=batch, name="the source")[0]
+        source = pooled_samples(backbone, prompts, seeds, group, levels=level, maps=maps, batch=batch,
+                                name="the source")[0]
         fit = least_squares_map(source, target[:, where])
         scale, shift = maps.scale.clone(), maps.shift.clone()
         scale[0, where], shift[0, where] = fit.scale, fit.shift
@@ -117,4 +126,5 @@ def _by_groups(backbone: Any, sites: tuple[Site, ...], prompts: Sequence[str], t
 
 
 def _as_maps(sites: tuple[Site, ...], fit: AffineMap, how: str, samples: int) -> TransportMaps:
-    return TransportMaps(sites, fit.scale[None], fit.shift[None], {"operation": "linear_act", "how": how, "samples": samples})
+    return TransportMaps(sites, fit.scale[None], fit.shift[None],
+                         {"operation": "linear_act", "how": how, "samples": samples})

@@ -24,17 +24,19 @@ def lineas(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], 
            pooling: str = "mean", seed: int = 0, fresh_noise: bool = True, normalise: bool = False,
            paired_weight: float = 0.0, chunk: int | None = None,
            progress: Callable[[int, float], None] | None = None) -> TransportMaps:
-    """Maps of one concept, one row, by Adam on `transport_loss`: steered source prompts against untouched target prompts.
+    """Maps of one concept, one row, by Adam on `transport_loss`: steered source prompts against untouched target
+    prompts.
 
-    Sample i is seeds[i] with source and target prompt i, prompts repeating in order. The maps are free parameters in the
-    hypernetworks' form (source units, scale bounded to [0.1, 5]), from the identity on; Adam with betas (0.9, 0.9) and a
-    cosine from `learning_rate` to a thousandth of it, in source standard deviations per iteration: a shift gets about
-    learning_rate · iterations / 2 of them far, which must exceed the way to the target.
+    Sample i is seeds[i] with source and target prompt i, prompts repeating in order. The maps are free parameters in
+    the hypernetworks' form (source units, scale bounded to [0.1, 5]), from the identity on; Adam with betas (0.9, 0.9)
+    and a cosine from `learning_rate` to a thousandth of it, in source standard deviations per iteration: a shift gets
+    about learning_rate · iterations / 2 of them far, which must exceed the way to the target.
     batch: n source samples per iteration, at least 4, a divisor of the number of seeds; if smaller than that, a random
     choice each time, with `fresh_noise` also new noise, against the block means of all targets. batch = len(seeds) uses
     the whole set. steps: sampling steps with one shared map, the loss averaged over them, later ones from the steered
-    rollout. normalise: weigh channels by 1 / σ² of the source. paired_weight: weight of the distance between the steered
-    prediction and that under target prompt i with the same noise, which prompts of matching content give a meaning.
+    rollout. normalise: weigh channels by 1 / σ² of the source. paired_weight: weight of the distance between the
+    steered prediction and that under target prompt i with the same noise, which prompts of matching content give a
+    meaning.
     chunk: samples per network call, for memory (same gradient). seed: of all random choices; same seed, same maps.
     progress(iteration, loss) after every iteration; what it raises cancels the fit. Raises FitError, MeasureError.
     """
@@ -58,7 +60,8 @@ def lineas(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], 
                 group["lr"] = learning_rate * (1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * iteration / iterations)) / 2)
             conditioning, noise, paired = draw()
             loss = transport_loss(backbone, free(nothing), conditioning, noise, targets, sites, levels, pooling=pooling,
-                                  channel_weight=channel_weight, paired_targets=paired, paired_weight=paired_weight, chunk=chunk)
+                                  channel_weight=channel_weight, paired_targets=paired, paired_weight=paired_weight,
+                                  chunk=chunk)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise FitError(f"The loss became {value} at iteration {iteration + 1}; the "
@@ -105,7 +108,8 @@ class _Draw:
 
 def _check(samples: int, batch: int, iterations: int, learning_rate: float) -> None:
     if batch < MIN_BATCH or samples % batch:
-        raise FitError(f"The batch is {batch} of {samples} samples, but must be at least {MIN_BATCH} and divide their number; "
+        raise FitError(f"The batch is {batch} of {samples} samples, but must be at least {MIN_BATCH} and divide their "
+                       "number; "
                        "fewer cannot tell a law.")
     if iterations < 1 or not learning_rate > 0:
         raise FitError(f"Got {iterations} iterations at a learning rate of {learning_rate:g}; both must be positive.")

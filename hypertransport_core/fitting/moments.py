@@ -22,8 +22,8 @@ def mean_act(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str]
              seeds: Sequence[int], *, steps: int = 1, batch: int = 8) -> TransportMaps:
     """Mean-AcT: scale 1, shift = difference of the mean activations (Linear-AcT, arXiv 2410.23054, §3). One row.
 
-    Sample i is seeds[i] with source and target prompt i, prompts repeating in order; statistics are of the first of `steps`
-    sampling steps, as in the predecessors' code, and the map serves all of them. Raises MeasureError.
+    Sample i is seeds[i] with source and target prompt i, prompts repeating in order; statistics are of the first of
+    `steps` sampling steps, as in the predecessors' code, and the map serves all of them. Raises MeasureError.
     """
     source, target = first_step_samples(backbone, sites, source_prompts, target_prompts, seeds, steps, batch)
     shift = (target.mean(0) - source.mean(0))[None]
@@ -31,16 +31,19 @@ def mean_act(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str]
 
 
 def iti_c(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
-          seeds: Sequence[int], *, strength: float = 1.0, direction: str = "classifier", ridge: float = 1.0, steps: int = 1,
-          batch: int = 8) -> TransportMaps:
+          seeds: Sequence[int], *, strength: float = 1.0, direction: str = "classifier", ridge: float = 1.0,
+          steps: int = 1, batch: int = 8) -> TransportMaps:
     """ITI-c: scale 1, shift = strength · s · θ per site. θ is the unit direction that tells source from target, s the
-    standard deviation of all samples along it (Inference-Time Intervention, arXiv 2306.03341, §3; as a baseline in LinEAS).
+    standard deviation of all samples along it (Inference-Time Intervention, arXiv 2306.03341, §3; as a baseline in
+    LinEAS).
 
-    direction: "classifier", the normal of a ridge least-squares classifier, or "mean", the difference of means. ridge: its
-    penalty in units of the mean variance per channel, positive. Otherwise as `mean_act`. Raises FitError, MeasureError.
+    direction: "classifier", the normal of a ridge least-squares classifier, or "mean", the difference of means. ridge:
+    its penalty in units of the mean variance per channel, positive. Otherwise as `mean_act`. Raises FitError,
+    MeasureError.
     """
     if direction not in DIRECTIONS or not ridge > 0:
-        raise FitError(f"ITI-c got the direction '{direction}' and a ridge of {ridge:g}; choose {' or '.join(DIRECTIONS)} and a "
+        raise FitError(f"ITI-c got the direction '{direction}' and a ridge of {ridge:g}; choose "
+                       f"{' or '.join(DIRECTIONS)} and a "
                        "positive ridge.")
     source, target = first_step_samples(backbone, sites, source_prompts, target_prompts, seeds, steps, batch)
     shift = torch.zeros(1, source.shape[1])
@@ -50,7 +53,8 @@ def iti_c(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], t
     return TransportMaps(tuple(sites), torch.ones_like(shift), shift, info)
 
 
-def first_step_samples(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
+def first_step_samples(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str],
+                       target_prompts: Sequence[str],
                        seeds: Sequence[int], steps: int, batch: int) -> tuple[Tensor, Tensor]:
     """Untouched pooled activations of source and target prompts at the first sampling step, (m, ΣC) each."""
     level = levels_of(backbone, steps)[:1]
@@ -72,6 +76,7 @@ def _iti_shift(source: Tensor, target: Tensor, direction: str, ridge: float) -> 
         # Solved among the samples, of which there are fewer than channels.
         gram = centred @ centred.T
         penalty = ridge * gram.diagonal().mean().clamp(min=1e-30)
-        theta = centred.T @ torch.linalg.solve(gram + penalty * torch.eye(len(samples)).double(), labels - labels.mean())
+        theta = centred.T @ torch.linalg.solve(gram + penalty * torch.eye(len(samples)).double(),
+                                               labels - labels.mean())
     theta = theta / theta.norm()
     return (theta * (centred @ theta).square().mean().sqrt()).float()

@@ -17,9 +17,9 @@ __all__ = ["HYPERNETWORKS", "FreeMaps", "Hypernetwork", "HypernetworkError", "ML
 def build_hypernetwork(config: Mapping[str, Any]) -> Hypernetwork:
     """A fresh hypernetwork (the identity) from a config: {"kind": "mlp", "sites": [...], "embedding_dim": 512, ...}.
 
-    Takes what `Hypernetwork.config()` gives; `sites` may hold `Site`s or [path, kind, channels, channel_dim] lists, other
-    keys are arguments of the class and have its defaults. Weights and source statistics are loaded into it afterwards.
-    Raises HypernetworkError.
+    Takes what `Hypernetwork.config()` gives; `sites` may hold `Site`s or [path, kind, channels, channel_dim] lists,
+    other keys are arguments of the class and have its defaults. Weights and source statistics are loaded into it
+    afterwards. Raises HypernetworkError.
     """
     kind = config.get("kind", "mlp")
     if kind not in HYPERNETWORKS:

@@ -22,7 +22,8 @@ class HypernetworkError(ValueError):
 
 
 def bounded_scale(raw: Tensor, limits: tuple[float, float] = SCALE_RANGE) -> Tensor:
-    """A smooth increasing positive function of `raw` with values within `limits`: exactly 1 at 0, where its slope is 1."""
+    """A smooth increasing positive function of `raw` with values within `limits`: exactly 1 at 0, where its slope is
+    1."""
     low, high = (math.log(limit) for limit in limits)
     return torch.where(raw > 0, high * torch.tanh(raw / high), low * torch.tanh(raw / low)).exp()
 
@@ -30,13 +31,14 @@ def bounded_scale(raw: Tensor, limits: tuple[float, float] = SCALE_RANGE) -> Ten
 class Hypernetwork(nn.Module):
     """Concept embedding (B, E) -> `TransportMaps` with B rows; the identity, bit for bit, as long as it is untrained.
 
-    Raw outputs (ρ, β) per channel become T(z) = μ + σ β + scale(ρ) (z - μ), that is shift = σ β + (1 - scale) μ, with the
-    source mean μ and standard deviation σ as buffers of shape (steps, ΣC). Changing a scale then leaves the source mean in
-    place, and β counts in standard deviations, which conditions the training (fresh: μ = 0, σ = 1, so shift = β).
+    Raw outputs (ρ, β) per channel become T(z) = μ + σ β + scale(ρ) (z - μ), that is shift = σ β + (1 - scale) μ, with
+    the source mean μ and standard deviation σ as buffers of shape (steps, ΣC). Changing a scale then leaves the source
+    mean in place, and β counts in standard deviations, which conditions the training (fresh: μ = 0, σ = 1, so shift =
+    β).
 
-    sites: the sites in order; embedding_dim: E; steps: how many sets of maps, one per sampling step; 1 serves all steps.
-    Subclasses implement `raw(embedding, step) -> (B, 2 ΣC)`, all scales before all shifts, zero at the start, and set
-    `kind`. Their constructor arguments become the config; only plain numbers and texts, please.
+    sites: the sites in order; embedding_dim: E; steps: how many sets of maps, one per sampling step; 1 serves all
+    steps. Subclasses implement `raw(embedding, step) -> (B, 2 ΣC)`, all scales before all shifts, zero at the start,
+    and set `kind`. Their constructor arguments become the config; only plain numbers and texts, please.
     """
 
     kind: ClassVar[str]
@@ -46,7 +48,8 @@ class Hypernetwork(nn.Module):
     def __init__(self, sites: Sequence[Site], embedding_dim: int, *, steps: int = 1) -> None:
         super().__init__()
         if not sites or embedding_dim < 1 or steps < 1:
-            raise HypernetworkError(f"A hypernetwork got {len(sites)} sites, embeddings of width {embedding_dim} and {steps} "
+            raise HypernetworkError(f"A hypernetwork got {len(sites)} sites, embeddings of width {embedding_dim} and "
+                                    f"{steps} "
                                     "steps; each must be at least 1.")
         self.sites, self.embedding_dim, self.steps = tuple(sites), int(embedding_dim), int(steps)
         self.channels = total_channels(sites)
@@ -74,11 +77,15 @@ class Hypernetwork(nn.Module):
         Raises HypernetworkError.
         """
         mean, std = (torch.atleast_2d(values.detach().float())[:, :self.channels] for values in (mean, std))
-        if mean.shape != std.shape or mean.shape[1] != self.channels or (self.steps > 1 and mean.shape[0] != self.steps):
-            raise HypernetworkError(f"The source statistics have the shapes {tuple(mean.shape)} and {tuple(std.shape)}, but "
-                                    f"this hypernetwork needs ({self.steps}, {self.channels}); collect them on its sites.")
+        fits = mean.shape[1] == self.channels and (self.steps == 1 or mean.shape[0] == self.steps)
+        if mean.shape != std.shape or not fits:
+            raise HypernetworkError(f"The source statistics have the shapes {tuple(mean.shape)} and "
+                                    f"{tuple(std.shape)}, but "
+                                    f"this hypernetwork needs ({self.steps}, {self.channels}); collect them on its "
+                                    "sites.")
         if not bool(mean.isfinite().all()) or not bool((std.isfinite() & (std >= 0)).all()):
-            raise HypernetworkError("The source statistics hold values that are not finite or a negative standard deviation; "
+            raise HypernetworkError("The source statistics hold values that are not finite or a negative standard "
+                                    "deviation; "
                                     "collect them anew.")
         if self.steps == 1:
             mean, std = mean.mean(0, keepdim=True), std.square().mean(0, keepdim=True).sqrt()
@@ -86,14 +93,17 @@ class Hypernetwork(nn.Module):
         self.source_std.copy_(std.maximum(0.01 * std.median(dim=1, keepdim=True).values).clamp(min=1e-6))
 
     def forward(self, embedding: Tensor, step: int | None = None) -> TransportMaps:
-        """Maps of every embedding (B, E), B rows, fp32. `step` names the sampling step where `steps` > 1. Raises HypernetworkError."""
+        """Maps of every embedding (B, E), B rows, fp32. `step` names the sampling step where `steps` > 1. Raises
+        HypernetworkError."""
         if embedding.ndim != 2 or embedding.shape[1] != self.embedding_dim:
-            raise HypernetworkError(f"The embedding has shape {tuple(embedding.shape)}, but must be (B, {self.embedding_dim}); "
+            raise HypernetworkError(f"The embedding has shape {tuple(embedding.shape)}, but must be (B, "
+                                    f"{self.embedding_dim}); "
                                     "use the encoder that this hypernetwork was trained with.")
         if self.steps == 1:
             step = 0
         elif step is None or not 0 <= step < self.steps:
-            raise HypernetworkError(f"This hypernetwork has maps for {self.steps} steps, but step is {step}; choose 0 to "
+            raise HypernetworkError(f"This hypernetwork has maps for {self.steps} steps, but step is {step}; choose 0 "
+                                    "to "
                                     f"{self.steps - 1}.")
         # Under autocast the last layer gives half precision; maps are fp32 by contract.
         rho, beta = self.raw(embedding.float(), step).float().split(self.channels, dim=1)
@@ -106,9 +116,11 @@ class Hypernetwork(nn.Module):
         return [self(embedding, step) for step in range(self.steps)]
 
     def config(self) -> dict[str, Any]:
-        """What `build_hypernetwork` needs to make the same network, JSON-able: kind, sites and constructor arguments."""
+        """What `build_hypernetwork` needs to make the same network, JSON-able: kind, sites and constructor
+        arguments."""
         arguments = [name for name in inspect.signature(type(self)).parameters if name != "sites"]
-        return {"kind": self.kind, "sites": sites_to_header(self.sites), **{name: getattr(self, name) for name in arguments}}
+        return {"kind": self.kind, "sites": sites_to_header(self.sites),
+                **{name: getattr(self, name) for name in arguments}}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Hypernetwork:
@@ -119,21 +131,25 @@ class Hypernetwork(nn.Module):
         missing = sorted(name for name in ("sites", "embedding_dim") if name in known and name not in arguments)
         if unknown or missing:
             what = f"the unknown key '{unknown[0]}'" if unknown else f"no key '{missing[0]}'"
-            raise HypernetworkError(f"The config of a '{cls.kind}' hypernetwork has {what}; its keys are {', '.join(known)}.")
+            raise HypernetworkError(f"The config of a '{cls.kind}' hypernetwork has {what}; its keys are "
+                                    f"{', '.join(known)}.")
         try:
-            sites = tuple(s if isinstance(s, Site) else Site(str(s[0]), str(s[1]), int(s[2]), int(s[3])) for s in arguments["sites"])
+            sites = tuple(s if isinstance(s, Site) else Site(str(s[0]), str(s[1]), int(s[2]), int(s[3]))
+                          for s in arguments["sites"])
             return cls(**{**arguments, "sites": sites})
         except HypernetworkError:
             raise
         except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
-            raise HypernetworkError(f"The config of a '{cls.kind}' hypernetwork cannot be used ({error}); correct it or use "
+            raise HypernetworkError(f"The config of a '{cls.kind}' hypernetwork cannot be used ({error}); correct it "
+                                    "or use "
                                     "the one in its weights file.") from error
 
 
 class FreeMaps(Hypernetwork):
     """No network at all: the raw outputs of each of `concepts` rows are parameters, and the embedding is only counted.
 
-    What LinEAS optimises (arXiv 2503.10679), in the parametrisation of the hypernetworks. Zero at the start: the identity.
+    What LinEAS optimises (arXiv 2503.10679), in the parametrisation of the hypernetworks. Zero at the start: the
+    identity.
     """
 
     kind = "free"
@@ -146,7 +162,8 @@ class FreeMaps(Hypernetwork):
     def raw(self, embedding: Tensor, step: int) -> Tensor:
         """The parameters of a step, (concepts, 2 ΣC); the embedding must have `concepts` rows."""
         if embedding.shape[0] != self.concepts:
-            raise HypernetworkError(f"Got {embedding.shape[0]} embeddings for the free maps of {self.concepts} concepts; give "
+            raise HypernetworkError(f"Got {embedding.shape[0]} embeddings for the free maps of {self.concepts} "
+                                    "concepts; give "
                                     "as many.")
         return self.values[step]
 

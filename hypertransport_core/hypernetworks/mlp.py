@@ -14,15 +14,17 @@ from .base import Hypernetwork
 class MLPHypernetwork(Hypernetwork):
     """LayerNorm -> Linear -> GELU -> residual (Linear -> GELU), `depth` times -> bottleneck -> head of 2 ΣC.
 
-    The head dominates the size: bottleneck * 2 ΣC numbers, 75 M on the norms of SDXL at 128. Several hundred concepts do
-    not support a higher rank. An MLP is the paper's default too (HyperTransport, arXiv 2605.08254); the widths are ours.
+    The head dominates the size: bottleneck * 2 ΣC numbers, 75 M on the norms of SDXL at 128. Several hundred concepts
+    do not support a higher rank. An MLP is the paper's default too (HyperTransport, arXiv 2605.08254); the widths are
+    ours.
 
     width, bottleneck: layer widths; depth: residual layers; dropout: on the hidden layers, 0 to below 1, training only.
     """
 
     kind = "mlp"
 
-    def __init__(self, sites: Sequence[Site], embedding_dim: int, *, steps: int = 1, width: int = 1024, bottleneck: int = 128,
+    def __init__(self, sites: Sequence[Site], embedding_dim: int, *, steps: int = 1, width: int = 1024,
+                 bottleneck: int = 128,
                  depth: int = 1, dropout: float = 0.0) -> None:
         super().__init__(sites, embedding_dim, steps=steps)
         self.width, self.bottleneck, self.depth, self.dropout = int(width), int(bottleneck), int(depth), float(dropout)
@@ -35,7 +37,8 @@ class MLPHypernetwork(Hypernetwork):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         if self.step_offset is not None:
-            nn.init.normal_(self.step_offset, std=0.5)  # about the spread of the inlet's output, so steps differ at once
+            # About the spread of the inlet's output, so steps differ at once.
+            nn.init.normal_(self.step_offset, std=0.5)
 
     def raw(self, embedding: Tensor, step: int) -> Tensor:
         """Raw outputs (B, 2 ΣC)."""

@@ -1,4 +1,5 @@
-"""A hypernetwork in the manner of Perceiver IO: learned queries, one per piece of a site, attend to the embedding's tokens."""
+"""A hypernetwork in the manner of Perceiver IO: learned queries, one per piece of a site, attend to the embedding's
+tokens."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ from .base import Hypernetwork, HypernetworkError
 
 
 class PerceiverHypernetwork(Hypernetwork):
-    """The embedding becomes `tokens` tokens; every piece of up to `chunk` channels of a site has a learned query for them.
+    """The embedding becomes `tokens` tokens; every piece of up to `chunk` channels of a site has a learned query for
+    them.
 
-    One linear head serves all pieces, so the size hardly grows with the sites: queries are (ΣC / chunk) * width numbers.
-    The paper tried such a variant beside its MLP and found no gain (HyperTransport, arXiv 2605.08254); details are ours.
+    One linear head serves all pieces, so the size hardly grows with the sites: queries are (ΣC / chunk) * width
+    numbers. The paper tried such a variant beside its MLP and found no gain (HyperTransport, arXiv 2605.08254); details
+    are ours.
 
     width: width of tokens and queries, a multiple of `heads`; tokens: tokens per embedding; depth: attention layers;
     chunk: channels per query.
@@ -27,7 +30,8 @@ class PerceiverHypernetwork(Hypernetwork):
                  tokens: int = 8, depth: int = 2, chunk: int = 64) -> None:
         super().__init__(sites, embedding_dim, steps=steps)
         if min(width, heads, tokens, chunk) < 1 or width % heads:
-            raise HypernetworkError(f"A Perceiver got the width {width}, {heads} heads, {tokens} tokens and chunks of {chunk}; "
+            raise HypernetworkError(f"A Perceiver got the width {width}, {heads} heads, {tokens} tokens and chunks of "
+                                    f"{chunk}; "
                                     "all must be at least 1 and the width a multiple of the heads.")
         self.width, self.heads, self.tokens, self.depth, self.chunk = width, heads, tokens, depth, chunk
         self.norm = nn.LayerNorm(embedding_dim)
@@ -63,7 +67,8 @@ class _CrossLayer(nn.Module):
         super().__init__()
         self.heads = heads
         self.query_norm, self.token_norm, self.mlp_norm = (nn.LayerNorm(width) for _ in range(3))
-        self.to_q, self.to_kv, self.to_out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.to_q, self.to_kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.to_out = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -75,7 +80,8 @@ class _CrossLayer(nn.Module):
 
 
 def _pieces(sites: Sequence[Site], chunk: int) -> tuple[Tensor, int]:
-    """(index of every channel among the flattened pieces (ΣC,), number of pieces); a site's last piece may be part empty."""
+    """(index of every channel among the flattened pieces (ΣC,), number of pieces); a site's last piece may be part
+    empty."""
     where, pieces = [], 0
     for site in sites:
         where.append(torch.arange(site.channels) + pieces * chunk)

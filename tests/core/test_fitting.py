@@ -22,7 +22,8 @@ def backbone() -> TinyBackbone:
 
 
 def both(backbone: TinyBackbone, sites=None, **options) -> list[torch.Tensor]:
-    return [pooled_samples(backbone, prompts, SEEDS, sites or backbone.sites(), **options) for prompts in (SOURCE, TARGET)]
+    return [pooled_samples(backbone, prompts, SEEDS, sites or backbone.sites(), **options) for prompts in (SOURCE,
+                                                                                                           TARGET)]
 
 
 def gap(backbone: TinyBackbone, maps: TransportMaps | None, seeds=SEEDS, steps: int = 1) -> float:
@@ -30,7 +31,8 @@ def gap(backbone: TinyBackbone, maps: TransportMaps | None, seeds=SEEDS, steps: 
     sites = backbone.sites()
     steered = pooled_samples(backbone, SOURCE, seeds, sites, maps=maps, steps=steps)
     target = pooled_samples(backbone, TARGET, seeds, sites, steps=steps)
-    return sum(float(site_loss(s[None], block_means(t, len(seeds))[None], sites)) for s, t in zip(steered, target)) / steps
+    return sum(float(site_loss(s[None], block_means(t, len(seeds))[None], sites)) for s,
+               t in zip(steered, target)) / steps
 
 
 def test_mean_act_moves_the_mean_of_a_first_site_exactly(backbone: TinyBackbone) -> None:
@@ -91,7 +93,8 @@ def test_a_constant_source_is_only_shifted() -> None:
 
 def test_linear_act_at_once_is_the_closed_form(backbone: TinyBackbone) -> None:
     source, target = (s[0] for s in both(backbone))
-    maps, fit = linear_act(backbone, backbone.sites(), SOURCE, TARGET, SEEDS, incremental=False), least_squares_map(source, target)
+    maps, fit = linear_act(backbone, backbone.sites(), SOURCE, TARGET, SEEDS,
+                           incremental=False), least_squares_map(source, target)
     torch.testing.assert_close(maps.scale[0], fit.scale)
     torch.testing.assert_close(maps.shift[0], fit.shift)
 
@@ -104,7 +107,8 @@ def test_incremental_in_one_pass_equals_site_by_site(backbone: TinyBackbone) -> 
     assert backbone.calls == 2  # targets, then all sites
     assert one_pass.allclose(by_hand, rtol=1e-3, atol=1e-4)
     at_once = linear_act(backbone, sites, SOURCE, TARGET, SEEDS, incremental=False)
-    assert one_pass[sites[0].path].scale.equal(at_once[sites[0].path].scale) and not one_pass.allclose(at_once, atol=1e-2)
+    assert one_pass[sites[0].path].scale.equal(at_once[sites[0].path].scale) and not one_pass.allclose(at_once,
+                                                                                                       atol=1e-2)
     backwards = linear_act(backbone, sites[::-1], SOURCE, TARGET, SEEDS)
     assert backwards.onto(sites).allclose(one_pass)  # calls count, not the list
 
@@ -138,7 +142,8 @@ def test_the_network_is_left_as_it_was(backbone: TinyBackbone) -> None:
 def test_lineas_lowers_the_loss_and_repeats_itself(backbone: TinyBackbone) -> None:
     losses: list[float] = []
     fit = dict(iterations=60, batch=8, learning_rate=0.2)
-    maps = lineas(backbone, backbone.sites(), SOURCE, TARGET, SEEDS, progress=lambda i, loss: losses.append(loss), **fit)
+    maps = lineas(backbone, backbone.sites(), SOURCE, TARGET, SEEDS, progress=lambda i, loss: losses.append(loss),
+                  **fit)
     assert len(losses) == 60 and losses[0] == pytest.approx(gap(backbone, None), rel=1e-4)
     assert gap(backbone, maps) < 0.1 * losses[0] and maps.rows == 1 and not maps.requires_grad
     assert gap(backbone, maps, seeds=range(100, 116)) < 0.1 * gap(backbone, None, seeds=range(100, 116))
@@ -148,7 +153,8 @@ def test_lineas_lowers_the_loss_and_repeats_itself(backbone: TinyBackbone) -> No
 
 def test_lineas_minibatches_depend_on_the_seed_alone(backbone: TinyBackbone) -> None:
     fit = dict(iterations=5, batch=4, learning_rate=0.05)
-    first, same, other = (lineas(backbone, backbone.sites(), SOURCE, TARGET, SEEDS, seed=seed, **fit) for seed in (1, 1, 2))
+    first, same, other = (lineas(backbone, backbone.sites(), SOURCE, TARGET, SEEDS, seed=seed, **fit) for seed in (1, 1,
+                                                                                                                   2))
     assert torch.equal(first.shift, same.shift) and not torch.equal(first.shift, other.shift)
 
 
@@ -173,7 +179,8 @@ def material(backbone: TinyBackbone, concepts: int, steps: int = 2, pooling: str
     """(conditioning, noise, targets, paired targets, levels) of K concepts with 8 samples each."""
     levels, sites = levels_of(backbone, steps), backbone.sites()
     wanted = [["a red storm"], ["green fog", "fog"]][:concepts]
-    targets = torch.stack([block_means(pooled_samples(backbone, prompts, range(16), sites, steps=steps, pooling=pooling), 8)
+    targets = torch.stack([block_means(pooled_samples(backbone, prompts, range(16), sites, steps=steps,
+                                                      pooling=pooling), 8)
                            for prompts in wanted])
     noise = backbone.noise(SEEDS).repeat(concepts, 1, 1, 1)
     paired = backbone.denoise(noise, levels[0], backbone.encode([p[0] for p in wanted for _ in SEEDS])).detach()
@@ -198,7 +205,8 @@ def test_chunks_have_the_loss_and_gradient_of_the_whole(backbone: TinyBackbone, 
     maps, options = free_maps(backbone.sites(), 2), dict(pooling=pooling, paired_targets=paired, paired_weight=0.5)
     results = []
     for size in (None, chunk):
-        loss = transport_loss(backbone, maps, conditioning, noise, targets, backbone.sites(), levels, chunk=size, **options)
+        loss = transport_loss(backbone, maps, conditioning, noise, targets, backbone.sites(), levels, chunk=size,
+                              **options)
         results.append([loss.detach(), *gradients(loss, maps)])
     for whole, parts in zip(*results):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
@@ -208,7 +216,8 @@ def test_concepts_together_are_the_mean_of_each_alone(backbone: TinyBackbone) ->
     conditioning, noise, targets, _, levels = material(backbone, 2)
     maps, sites = free_maps(backbone.sites(), 2), backbone.sites()
     together = transport_loss(backbone, maps, conditioning, noise, targets, sites, levels)
-    alone = [transport_loss(backbone, maps.row(k), conditioning[8 * k:8 * k + 8], noise[8 * k:8 * k + 8], targets[k:k + 1],
+    alone = [transport_loss(backbone, maps.row(k), conditioning[8 * k:8 * k + 8], noise[8 * k:8 * k + 8],
+                            targets[k:k + 1],
                             sites, levels) for k in range(2)]
     torch.testing.assert_close(together, (alone[0] + alone[1]) / 2)
     found = measure(backbone, conditioning, noise, sites, levels, maps=maps, rows=torch.arange(2).repeat_interleave(8))
@@ -283,7 +292,8 @@ def test_lineas_is_the_hypernetwork_path_with_free_maps(backbone: TinyBackbone) 
     with frozen(backbone.network):
         for i in range(3):
             optimiser.param_groups[0]["lr"] = rates[i]
-            loss = transport_loss(backbone, network(embedding), backbone.encode(SOURCE * 4), backbone.noise(SEEDS), targets,
+            loss = transport_loss(backbone, network(embedding), backbone.encode(SOURCE * 4), backbone.noise(SEEDS),
+                                  targets,
                                   sites, [1.0])
             optimiser.zero_grad()
             loss.backward()
@@ -314,12 +324,16 @@ def test_gradient_on_the_maps_does_not_depend_on_who_made_them(backbone: TinyBac
     (lambda b: iti_c(b, b.sites(), SOURCE, TARGET, SEEDS, direction="up"), FitError, "mean or classifier"),
     (lambda b: least_squares_map(torch.zeros(4, 2), torch.zeros(8, 2)), FitError, "as many of both"),
     (lambda b: mean_act(b, b.sites(), [], TARGET, SEEDS), MeasureError, "0 prompts for the source"),
-    (lambda b: measure(b, b.encode(SOURCE), b.noise([1, 2]), b.sites(), [1.0], measured=[1]), MeasureError, "1 noise levels"),
-    (lambda b: transport_loss(b, TransportMaps.identity(b.sites(), 3), b.encode(SOURCE), b.noise([1, 2]), torch.zeros(3, 1, 48),
+    (lambda b: measure(b, b.encode(SOURCE), b.noise([1, 2]), b.sites(), [1.0], measured=[1]), MeasureError, "1 noise "
+                                                                                                            "levels"),
+    (lambda b: transport_loss(b, TransportMaps.identity(b.sites(), 3), b.encode(SOURCE), b.noise([1, 2]),
+                              torch.zeros(3, 1, 48),
                               b.sites(), [1.0]), LossError, "3 rows of maps"),
-    (lambda b: transport_loss(b, TransportMaps.identity(b.sites()), b.encode(SOURCE), b.noise([1, 2]), torch.zeros(1, 2, 2, 48),
+    (lambda b: transport_loss(b, TransportMaps.identity(b.sites()), b.encode(SOURCE), b.noise([1, 2]),
+                              torch.zeros(1, 2, 2, 48),
                               b.sites(), [1.0]), LossError, "concepts, measured steps"),
-    (lambda b: transport_loss(b, TransportMaps.identity(b.sites()), b.encode(SOURCE), b.noise([1, 2]), torch.zeros(1, 2, 48),
+    (lambda b: transport_loss(b, TransportMaps.identity(b.sites()), b.encode(SOURCE), b.noise([1, 2]),
+                              torch.zeros(1, 2, 48),
                               b.sites(), [1.0], paired_weight=1.0), LossError, "both or neither"),
 ])
 def test_refusals_say_what_to_do(backbone: TinyBackbone, broken, error, words: str) -> None:

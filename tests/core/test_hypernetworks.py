@@ -11,7 +11,8 @@ from hypertransport_core.hypernetworks import (FreeMaps, Hypernetwork, Hypernetw
 from hypertransport_core.hypernetworks.base import SCALE_RANGE, bounded_scale
 from hypertransport_core.sites import Site
 
-SITES = (Site("blocks.0.attn", "self_attention", 6), Site("blocks.0.norm1", "norm", 11, 1), Site("blocks.1.mlp", "mlp", 4))
+SITES = (Site("blocks.0.attn", "self_attention", 6), Site("blocks.0.norm1", "norm", 11, 1),
+         Site("blocks.1.mlp", "mlp", 4))
 CHANNELS, WIDTH = 21, 8
 SMALL = {"mlp": {"width": 16, "bottleneck": 4}, "perceiver": {"width": 16, "heads": 2, "tokens": 3, "chunk": 4},
          "free": {"concepts": 3}}
@@ -40,7 +41,8 @@ kinds = pytest.mark.parametrize("kind", sorted(SMALL))
 @pytest.mark.parametrize("steps", [1, 3])
 def test_untrained_is_exactly_the_identity(kind: str, steps: int) -> None:
     network = build(kind, steps=steps)
-    network.set_source(torch.linspace(-300, 500, CHANNELS).expand(steps, -1), torch.linspace(0, 90, CHANNELS).expand(steps, -1))
+    network.set_source(torch.linspace(-300, 500, CHANNELS).expand(steps, -1),
+                       torch.linspace(0, 90, CHANNELS).expand(steps, -1))
     for maps in network.all_steps(embeddings()):
         assert maps.rows == 3 and maps.sites == SITES and maps.is_identity()
         assert maps.scale.dtype == maps.shift.dtype == torch.float32

@@ -81,7 +81,8 @@ def test_a_stopped_collection_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(TargetStatistics(tmp_path)) == 2
     backbone = TinyBackbone()
     resumed = gather(tmp_path, backbone, progress=lambda *now: seen.append(now))
-    assert [now[:2] for now in seen] == [(2, 4), (3, 4), (4, 4)] and backbone.calls == 2 * 2 * 2  # concepts, batches, steps
+    assert [now[:2] for now in seen] == [(2, 4), (3, 4),
+                                         (4, 4)] and backbone.calls == 2 * 2 * 2  # concepts, batches, steps
     whole = gather(tmp_path / "whole")
     assert torch.equal(resumed.batch(resumed.concepts), whole.batch(whole.concepts))
     before = backbone.calls
@@ -100,7 +101,8 @@ gather(sys.argv[1], progress=lambda done, total, name: (print(done, flush=True),
 
 def test_a_killed_collection_leaves_whole_files_only(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True,
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE,
+                               text=True,
                                env={**os.environ, "PYTHONPATH": str(root)})
     for line in process.stdout:
         if line.strip() == "2":

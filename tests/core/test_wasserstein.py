@@ -86,7 +86,8 @@ def test_equal_laws_cost_nothing_and_a_shift_costs_its_square() -> None:
     source = samples(8, 3)
     shuffled = source[torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])]
     assert wasserstein2(shuffled, block_means(source, 8)).abs().max() == 0
-    torch.testing.assert_close(wasserstein2(source, block_means(source + 1.5, 8)), torch.full((3,), 2.25, dtype=torch.float64))
+    torch.testing.assert_close(wasserstein2(source, block_means(source + 1.5, 8)),
+                               torch.full((3,), 2.25, dtype=torch.float64))
 
 
 def test_ranking_ties_uses_every_target_once() -> None:

@@ -1,4 +1,5 @@
-"""A real, small, untrained backbone: a two-block UNet in ldm names behind the `Backbone` protocol, for tests of the core."""
+"""A real, small, untrained backbone: a two-block UNet in ldm names behind the `Backbone` protocol, for tests of the
+core."""
 from __future__ import annotations
 
 import hashlib
@@ -69,7 +70,8 @@ class TinyUNet(nn.Module):
         self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(latent_channels, CHANNELS, 3, padding=1)]),
                                            nn.ModuleList([nn.Identity(), SpatialTransformer(CHANNELS)])])
         self.middle_block = nn.ModuleList([nn.Identity(), SpatialTransformer(CHANNELS)])
-        self.out = nn.Sequential(nn.GroupNorm(2, CHANNELS), nn.SiLU(), nn.Conv2d(CHANNELS, latent_channels, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(2, CHANNELS), nn.SiLU(),
+                                 nn.Conv2d(CHANNELS, latent_channels, 3, padding=1))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         h = self.input_blocks[0][0](x) + self.time(timesteps[:, None] / 1000)[:, :, None, None]
@@ -79,7 +81,8 @@ class TinyUNet(nn.Module):
 
 
 class TinyBackbone:
-    """Random weights from a seed. Every word has a fixed random vector, so prompts differ by their words; float32, CPU."""
+    """Random weights from a seed. Every word has a fixed random vector, so prompts differ by their words; float32,
+    CPU."""
 
     family, steps_default, latent_shape = "tiny", 2, (3, 4, 4)
 
@@ -96,10 +99,12 @@ class TinyBackbone:
         return network_fingerprint(self.network, self.sites("everything"))
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        return torch.stack([torch.stack([_word(w) for w in (prompt.split() + [""] * TOKENS)[:TOKENS]]) for prompt in prompts])
+        words = [(prompt.split() + [""] * TOKENS)[:TOKENS] for prompt in prompts]
+        return torch.stack([torch.stack([_word(word) for word in row]) for row in words])
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        return torch.stack([torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
+        return torch.stack([torch.randn(self.latent_shape,
+                                        generator=torch.Generator().manual_seed(int(s))) for s in seeds])
 
     def noise_levels(self, steps: int) -> list[float]:
         return [1 - i / steps for i in range(steps + 1)]

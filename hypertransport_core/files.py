@@ -154,7 +154,8 @@ def _read_table(path: Path) -> tuple[dict[str, Any], int]:
             if len(start) < 8:
                 raise FileError(f"{path} holds {size} bytes, expected a safetensors file of at least 8: {AGAIN}")
             (length,) = struct.unpack("<Q", start)
-            if start[:2] == b"PK" or start[:1] == b"\x80":
+            # Only where the bytes cannot be a length: a sound header may happen to be 128 or 0x4b50 bytes long.
+            if length > size - 8 and (start[:2] == b"PK" or start[:1] == b"\x80"):
                 raise FileError(f"{path} is an old PyTorch checkpoint (.ckpt, .pt, .bin) under another name, expected "
                                 "safetensors: convert it in the program that wrote it, such files are never opened "
                                 "here")

@@ -137,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.manual_seed(args.seed)
     clip = PostcardCLIP(vocabulary())
+    clip.model.set_attn_implementation("eager")  # the fused kernel's backward is several times slower on a CPU
     table = TruthTable(clip.width)
     if args.state.exists():
         state = load_checkpoint(args.state)

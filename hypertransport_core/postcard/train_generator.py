@@ -93,9 +93,10 @@ class Muon(torch.optim.Optimizer):
 class Training:
     """Network, running mean of its weights, optimisers and the random stream: all that a checkpoint holds."""
 
-    def __init__(self, config: UNetConfig, *, rate: float, seed: int, optimiser: str = "muon") -> None:
+    def __init__(self, config: UNetConfig, *, rate: float, seed: int, optimiser: str = "muon", compile: bool = False) -> None:
         torch.manual_seed(seed)
         self.network = PostcardUNet(config).to(memory_format=torch.channels_last)
+        self.forward = torch.compile(self.network) if compile else self.network
         self.average = [p.detach().clone() for p in self.network.parameters()]
         hidden, rest = split_parameters(self.network)
         if optimiser == "muon":
@@ -124,7 +125,7 @@ class Training:
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 context = clip.text_tokens(clip.tokenize(texts)[0])
-            out = self.network((1 - s) * x0 + s * noise, t * 1000, context)
+            out = self.forward((1 - s) * x0 + s * noise, t * 1000, context)
         loss = (weight * (out.float() - x0).square()).mean()
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
@@ -168,13 +169,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--optimiser", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--res-blocks", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="torch.compile: about 15 %% faster on a CPU, after a minute of compiling; needs a C++ compiler")
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     clip = PostcardCLIP.load(args.clip)
     config = UNetConfig(model_channels=args.channels, num_res_blocks=args.res_blocks, transformer_depth=(0, 1))
-    run = Training(config, rate=args.rate, seed=args.seed, optimiser=args.optimiser)
+    run = Training(config, rate=args.rate, seed=args.seed, optimiser=args.optimiser, compile=args.compile)
     if args.state.exists():
         run.load(load_checkpoint(args.state))
     log.info("%.1f M parameters, from step %d", sum(p.numel() for p in run.network.parameters()) / 1e6, run.step)

@@ -200,6 +200,17 @@ def test_odd_tables(tmp_path: Path, table: bytes) -> None:
     refused(path)
 
 
+def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
+    """A length of 128 modulo 256 begins like an old checkpoint, and must not be taken for one."""
+    lengths = set()
+    for extra in range(40):
+        file = tmp_path / f"{extra}.safetensors"
+        save_file(file, {"a": torch.zeros(1)}, KIND, {"text": "x" * 8 * extra})
+        lengths.add(struct.unpack("<Q", file.read_bytes()[:8])[0] % 256)
+        load_file(file, KIND)
+    assert 128 in lengths
+
+
 def test_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     path.write_bytes(b"")

@@ -1,4 +1,7 @@
-"""Train a hypernetwork: `python train_hypernet.py --preset postcard --output runs/mine`; `--help` lists every setting."""
+"""Train a hypernetwork: `python train_hypernet.py --preset postcard --output runs/mine`; `--help` lists every
+setting.
+"""
+
 from __future__ import annotations
 
 import sys

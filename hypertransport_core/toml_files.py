@@ -1,4 +1,5 @@
 """Flat TOML files: read with the standard library (or `tomli` before Python 3.11), written by hand."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """Reading, checking and splitting concept lists: JSON, TOML or CSV files of {name, category, prompts, phrases}."""
+
 from __future__ import annotations
 
 import csv
@@ -25,8 +26,10 @@ class ConceptError(ValueError):
 class Concept:
     """One concept.
 
-    name: the words that are embedded; category: for stratified splits and tables; prompts: pictures of the concept in words,
-    empty = the generic scenes with the name appended; phrases: other words for it; part: "train", "validation", "heldout"
+    name: the words that are embedded; category: for stratified splits and tables; prompts: pictures of the concept in
+    words,
+    empty = the generic scenes with the name appended; phrases: other words for it; part: "train", "validation",
+    "heldout"
     or "" = by the split.
     """
 
@@ -48,7 +51,9 @@ class ConceptSplit:
     def __post_init__(self) -> None:
         validated([*self.train, *self.validation, *self.heldout], "the concept split")
         if not self.train:
-            raise ConceptError("The concept split has 0 training concepts, expected at least 1: hold out fewer or add concepts.")
+            raise ConceptError(
+                "The concept split has 0 training concepts, expected at least 1: hold out fewer or add concepts."
+            )
 
     @property
     def everything(self) -> tuple[Concept, ...]:
@@ -62,32 +67,44 @@ class ConceptSplit:
 
 
 def validated(concepts: Iterable[Concept], where: str) -> tuple[Concept, ...]:
-    """The concepts as a tuple. Raises ConceptError for an empty list, an empty or doubled name, an empty prompt, an unknown part."""
+    """The concepts as a tuple. Raises ConceptError for an empty list, an empty or doubled name, an empty prompt, an
+    unknown part.
+    """
     concepts, seen = tuple(concepts), {}
     if not concepts:
         raise ConceptError(f"{where} holds 0 concepts, expected at least 1: add entries with a name.")
     for number, concept in enumerate(concepts, 1):
         key = " ".join(concept.name.lower().split())
         if not key:
-            raise ConceptError(f"Entry {number} of {where} has an empty name, expected words that describe a concept: name it or remove it.")
+            raise ConceptError(
+                f"Entry {number} of {where} has an empty name, expected words that describe a concept: name it or "
+                "remove it."
+            )
         if key in seen:
-            raise ConceptError(f"{where} lists the concept '{concept.name}' twice, entries {seen[key]} and {number}, expected every "
-                               "concept once: remove one or merge their prompts.")
+            raise ConceptError(
+                f"{where} lists the concept '{concept.name}' twice, entries {seen[key]} and {number}, expected every "
+                "concept once: remove one or merge their prompts."
+            )
         seen[key] = number
         for kind in ("prompts", "phrases"):
             if any(not text.strip() for text in getattr(concept, kind)):
-                raise ConceptError(f"The concept '{concept.name}' of {where} has an empty text among its {kind}, expected words: "
-                                   "fill it in or remove it.")
+                raise ConceptError(
+                    f"The concept '{concept.name}' of {where} has an empty text among its {kind}, expected words: "
+                    "fill it in or remove it."
+                )
         if concept.part not in ("", *PARTS):
-            raise ConceptError(f"The concept '{concept.name}' of {where} has the part '{concept.part}', expected one of "
-                               f"{', '.join(PARTS)}: correct or remove it.")
+            raise ConceptError(
+                f"The concept '{concept.name}' of {where} has the part '{concept.part}', expected one of "
+                f"{', '.join(PARTS)}: correct or remove it."
+            )
     return concepts
 
 
 def load_concepts(path: str | Path) -> tuple[Concept, ...]:
     """Read a concept list by its ending.
 
-    .json: a list of names or objects, or {"concepts": [...]}; .toml: [[concepts]] tables; .csv: a header line with `name` and
+    .json: a list of names or objects, or {"concepts": [...]}; .toml: [[concepts]] tables; .csv: a header line with
+    `name` and
     any of category, prompts, phrases, part, several texts in a cell separated by "|". Raises ConceptError.
     """
     path = Path(path)
@@ -95,20 +112,28 @@ def load_concepts(path: str | Path) -> tuple[Concept, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no UTF-8 text"
-        raise ConceptError(f"The concept list {path} cannot be read ({reason}), expected a .json, .toml or .csv file: check the path.") from error
+        raise ConceptError(
+            f"The concept list {path} cannot be read ({reason}), expected a .json, .toml or .csv file: check the path."
+        ) from error
     readers = {".json": _from_json, ".toml": _from_toml, ".csv": _from_csv}
     if path.suffix.lower() not in readers:
-        raise ConceptError(f"The concept list {path} ends with '{path.suffix}', expected .json, .toml or .csv: rename or convert it.")
+        raise ConceptError(
+            f"The concept list {path} ends with '{path.suffix}', expected .json, .toml or .csv: rename or convert it."
+        )
     try:
         entries = readers[path.suffix.lower()](text)
     except (ValueError, csv.Error) as error:
         if isinstance(error, ConceptError):
             raise
-        raise ConceptError(f"The concept list {path} is not proper {path.suffix[1:].upper()} ({str(error).rstrip('.')}), expected a list of "
-                           "concepts: correct it there.") from error
+        raise ConceptError(
+            f"The concept list {path} is not proper {path.suffix[1:].upper()} ({str(error).rstrip('.')}), expected a "
+            "list of concepts: correct it there."
+        ) from error
     if not isinstance(entries, list):
-        raise ConceptError(f"The concept list {path} holds a {type(entries).__name__} named or unnamed, expected a list of concepts: "
-                           "put them in a list called 'concepts'.")
+        raise ConceptError(
+            f"The concept list {path} holds a {type(entries).__name__} named or unnamed, expected a list of "
+            "concepts: put them in a list called 'concepts'."
+        )
     return validated([_concept(entry, number, path) for number, entry in enumerate(entries, 1)], str(path))
 
 
@@ -128,9 +153,13 @@ def _from_csv(text: str) -> Any:
     out = []
     for row in rows:
         if None in row or None in row.values():
-            raise ConceptError(f"Line {rows.line_num} of the concept list has another number of cells than its header, expected "
-                               f"{len(rows.fieldnames or [])}: quote texts that hold commas.")
-        entry: dict[str, Any] = {key.strip(): value.strip() for key, value in row.items() if value.strip() or key.strip() == "name"}
+            raise ConceptError(
+                f"Line {rows.line_num} of the concept list has another number of cells than its header, expected "
+                f"{len(rows.fieldnames or [])}: quote texts that hold commas."
+            )
+        entry: dict[str, Any] = {
+            key.strip(): value.strip() for key, value in row.items() if value.strip() or key.strip() == "name"
+        }
         for key in ("prompts", "phrases"):
             if key in entry:
                 entry[key] = [part.strip() for part in entry[key].split(CSV_SEPARATOR)]
@@ -142,29 +171,47 @@ def _concept(entry: Any, number: int, path: Path) -> Concept:
     if isinstance(entry, str):
         return Concept(entry.strip())
     if not isinstance(entry, Mapping):
-        raise ConceptError(f"Entry {number} of {path} is a {type(entry).__name__}, expected a name or a table with a name: correct it.")
+        raise ConceptError(
+            f"Entry {number} of {path} is a {type(entry).__name__}, expected a name or a table with a name: correct it."
+        )
     unknown = sorted(set(entry) - set(FIELDS))
     if unknown:
-        raise ConceptError(f"Entry {number} of {path} has the unknown key '{unknown[0]}', expected only {', '.join(FIELDS)}: rename or remove it.")
+        raise ConceptError(
+            f"Entry {number} of {path} has the unknown key '{unknown[0]}', expected only {', '.join(FIELDS)}: rename "
+            "or remove it."
+        )
     for key in ("name", "category", "part"):
         if not isinstance(entry.get(key, ""), str):
-            raise ConceptError(f"Entry {number} of {path} has the {key} {entry[key]!r}, expected a text: put it in quotes.")
+            raise ConceptError(
+                f"Entry {number} of {path} has the {key} {entry[key]!r}, expected a text: put it in quotes."
+            )
     for key in ("prompts", "phrases"):
         value = entry.get(key)
         if value is not None and (not isinstance(value, list) or not all(isinstance(text, str) for text in value)):
-            raise ConceptError(f"Entry {number} of {path} has {key} that are no list of texts, expected a list: put them in brackets.")
+            raise ConceptError(
+                f"Entry {number} of {path} has {key} that are no list of texts, expected a list: put them in brackets."
+            )
         if key == "prompts" and value is not None and not value:
-            raise ConceptError(f"The concept '{entry.get('name', '')}' of {path} has 0 prompts, expected at least 1: add prompts, or leave "
-                               "'prompts' out to use the generic scenes.")
-    return Concept(entry.get("name", "").strip(), entry.get("category", "").strip() or "general", tuple(entry.get("prompts") or ()),
-                   tuple(entry.get("phrases") or ()), entry.get("part", ""))
+            raise ConceptError(
+                f"The concept '{entry.get('name', '')}' of {path} has 0 prompts, expected at least 1: add prompts, "
+                "or leave 'prompts' out to use the generic scenes."
+            )
+    return Concept(
+        entry.get("name", "").strip(),
+        entry.get("category", "").strip() or "general",
+        tuple(entry.get("prompts") or ()),
+        tuple(entry.get("phrases") or ()),
+        entry.get("part", ""),
+    )
 
 
 def split_concepts(concepts: Iterable[Concept], fraction: float = 0.21, validation: float = 0.10) -> ConceptSplit:
-    """Stratified split: `fraction` of every category, rounded up, is held out (HyperTransport, arXiv 2605.08254, App. A), then
+    """Stratified split: `fraction` of every category, rounded up, is held out (HyperTransport, arXiv 2605.08254, App.
+    A), then
     `validation` of the rest, rounded up, chooses settings; a category of one concept is trained on.
 
-    The order inside a category is that of a hash of the name, so adding a concept moves no other. Concepts that name their
+    The order inside a category is that of a hash of the name, so adding a concept moves no other. Concepts that name
+    their
     part stay there. Raises ConceptError.
     """
     parts: dict[str, list[Concept]] = {part: [] for part in PARTS}

@@ -1,4 +1,5 @@
 """Training a hypernetwork: collect statistics, train, evaluate, export. `train_hypernet.py` is its command line."""
+
 from __future__ import annotations
 
 from .config import ConfigError, TrainingConfig, read_config

@@ -1,6 +1,8 @@
-"""One training step's material and loss. What is drawn depends on the seed and the step's number alone, so a resumed run
+"""One training step's material and loss. What is drawn depends on the seed and the step's number alone, so a resumed
+run
 goes on as if it had never stopped.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,14 +21,16 @@ from ..steering import Steering
 from ..transport import TransportMaps
 from ..wasserstein import inverse_variance, site_loss
 from .config import TrainingConfig
-from .data import DataFolder, arithmetic, derived_seed, network_device, noised
+from .data import DataFolder, arithmetic, derived_seed, network_device, renoised
 from .embeddings import EmbeddingBank
 from .presets import World
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a step works on: concepts (K,), their embeddings (K, E), scenes and noise seeds (K * n, concept by concept), levels."""
+    """What a step works on: concepts (K,), their embeddings (K, E), scenes and noise seeds (K * n, concept by concept),
+    levels.
+    """
 
     concepts: list[int]
     embeddings: Tensor
@@ -51,13 +55,15 @@ def draw(step: int, bank: EmbeddingBank, scenes: int, levels: int, config: Train
     for _ in concepts:
         chosen += [i for _ in range(-(-n // scenes)) for i in torch.randperm(scenes, generator=generator).tolist()][:n]
     seeds = torch.randint(2**31 - 1, (len(concepts) * n,), generator=generator).tolist()
-    used = sorted(torch.randperm(levels, generator=generator)[:config.levels_per_step].tolist())
+    used = sorted(torch.randperm(levels, generator=generator)[: config.levels_per_step].tolist())
     return Draw(concepts, embeddings, chosen, seeds, used)
 
 
 @dataclass
 class Inputs:
-    """Some concepts' rows at one noise level: x (R, *latent), conditioning (R, T, D), clean latents to match or None, tables (K, n, D)."""
+    """Some concepts' rows at one noise level: x (R, *latent), conditioning (R, T, D), clean latents to match or None,
+    tables (K, n, D).
+    """
 
     level: int
     x: Tensor
@@ -68,7 +74,9 @@ class Inputs:
 
 
 class Objective:
-    """The loss of maps on some concepts: transport (W2² of pooled activations) and paired (prediction under the concept's prompt)."""
+    """The loss of maps on some concepts: transport (W2² of pooled activations) and paired (prediction under the
+    concept's prompt).
+    """
 
     def __init__(self, world: World, data: DataFolder, config: TrainingConfig, samples: int | None = None) -> None:
         """samples: of each concept, the config's n unless given."""
@@ -77,16 +85,31 @@ class Objective:
         self.samples = samples or config.samples_per_concept
         self.device = network_device(world)
         std = data.source()[1]
-        self.channel_weight = [inverse_variance(row) for row in std] if config.channel_weighting == "inverse_variance" else [None] * len(std)
+        self.channel_weight = (
+            [inverse_variance(row) for row in std]
+            if config.channel_weighting == "inverse_variance"
+            else [None] * len(std)
+        )
 
     @torch.no_grad()
-    def prepare(self, concepts: Sequence[Concept], scenes: Sequence[int], seeds: Sequence[int], level: int,
-                steered: Sequence[TransportMaps] | None = None) -> Inputs:
-        """The inputs of some concepts at a level; `steered`: maps per level to sample with up to there, for `inputs = "own"`."""
+    def prepare(
+        self,
+        concepts: Sequence[Concept],
+        scenes: Sequence[int],
+        seeds: Sequence[int],
+        level: int,
+        steered: Sequence[TransportMaps] | None = None,
+    ) -> Inputs:
+        """The inputs of some concepts at a level; `steered`: maps per level to sample with up to there, for `inputs =
+        "own"`.
+        """
         backbone, config, levels = self.world.backbone, self.config, self.data.levels
         words = [self.world.scenes[i] for i in scenes]
-        named = [text for k, concept in enumerate(concepts)
-                 for text in self.world.in_concept(words[k * self.samples:(k + 1) * self.samples], concept.name)]
+        named = [
+            text
+            for k, concept in enumerate(concepts)
+            for text in self.world.in_concept(words[k * self.samples : (k + 1) * self.samples], concept.name)
+        ]
         noise = backbone.noise(seeds).to(self.device)
         plain = backbone.encode(words).to(self.device)
         own = config.inputs == "own" and steered is not None
@@ -100,27 +123,36 @@ class Objective:
             targets = torch.stack([self.data.targets(c, level, self.samples) for c in concepts]).to(self.device)
         return Inputs(level, x, plain, paired, targets, len(concepts))
 
-    def _latents(self, noise: Tensor, wanted: Tensor, plain: Tensor, level: int, concepts: int,
-                 steered: Sequence[TransportMaps] | None) -> Tensor:
+    def _latents(
+        self,
+        noise: Tensor,
+        wanted: Tensor,
+        plain: Tensor,
+        level: int,
+        concepts: int,
+        steered: Sequence[TransportMaps] | None,
+    ) -> Tensor:
         backbone, levels = self.world.backbone, self.data.levels
         if level == 0:
             return noise
         if steered is None:
-            return noised(backbone.denoise(noise, levels[0], wanted).float(), noise, levels[level])
+            return renoised(self.world, backbone.denoise(noise, levels[0], wanted).float(), noise, levels, level)
         x = noise
         for number in range(level):
             with Steering(steered[number]).installed(backbone.network, rows=self._rows(concepts)):
                 clean = backbone.denoise(x, levels[number], plain).float()
-            x = next_latents(x, clean, levels[number], levels[number + 1])
+            x = getattr(backbone, "advance", next_latents)(x, clean, levels[number], levels[number + 1])
         return x
 
     def _rows(self, concepts: int) -> Tensor:
         return torch.arange(concepts).repeat_interleave(self.samples)
 
     def losses(self, maps: TransportMaps | None, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """(transport, paired) of maps with a row per concept, (1,) or none; each a vector (concepts,), gradients reach the maps.
+        """(transport, paired) of maps with a row per concept, (1,) or none; each a vector (concepts,), gradients reach
+        the maps.
 
-        Per concept: transport is the mean over channels, then sites (`wasserstein.site_loss`); paired the mean over latents.
+        Per concept: transport is the mean over channels, then sites (`wasserstein.site_loss`); paired the mean over
+        latents.
         """
         zero = torch.zeros(inputs.concepts, device=self.device)
         seen, prediction = self._run(maps, inputs)
@@ -128,8 +160,12 @@ class Objective:
         if inputs.targets is not None and seen is not None:
             weight = self.channel_weight[inputs.level]
             source = seen.unflatten(0, (inputs.concepts, self.samples))
-            transport = torch.stack([site_loss(source[k:k + 1], inputs.targets[k:k + 1], self.sites, channel_weight=weight)
-                                     for k in range(inputs.concepts)])
+            transport = torch.stack(
+                [
+                    site_loss(source[k : k + 1], inputs.targets[k : k + 1], self.sites, channel_weight=weight)
+                    for k in range(inputs.concepts)
+                ]
+            )
         if inputs.paired is not None and prediction is not None:
             gap = (prediction.float() - inputs.paired).square().flatten(1).mean(1)
             paired = gap.unflatten(0, (inputs.concepts, self.samples)).mean(1)
@@ -147,7 +183,9 @@ class Objective:
             with _installed(steering, backbone.network, rows):
                 if inputs.targets is None:
                     return None, backbone.denoise(inputs.x, level, inputs.conditioning)
-                capture = PooledCapture(backbone.network, self.sites, self.config.pooling, stop_after_last_site=inputs.paired is None)
+                capture = PooledCapture(
+                    backbone.network, self.sites, self.config.pooling, stop_after_last_site=inputs.paired is None
+                )
                 with capture:
                     prediction = backbone.denoise(inputs.x, level, inputs.conditioning)
         return capture.features(), prediction
@@ -157,5 +195,7 @@ class Objective:
         return self.config.transport_weight * transport + self.config.paired_weight * paired
 
 
-def _installed(steering: Steering | None, network: torch.nn.Module, rows: Tensor | None) -> AbstractContextManager[None]:
+def _installed(
+    steering: Steering | None, network: torch.nn.Module, rows: Tensor | None
+) -> AbstractContextManager[None]:
     return nullcontext() if steering is None else steering.installed(network, rows=rows)

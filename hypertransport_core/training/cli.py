@@ -1,4 +1,5 @@
 """The command line of training: `python train_hypernet.py --preset postcard --output runs/mine`."""
+
 from __future__ import annotations
 
 import argparse
@@ -28,26 +29,48 @@ OF_THE_RUN = ("output",)
 
 def parser() -> argparse.ArgumentParser:
     """All flags: a few of the command, and one for every setting."""
-    out = argparse.ArgumentParser(prog="train_hypernet.py", description="From concepts to a hypernetwork's weights file: collect, train, evaluate, export.",
-                                  epilog="Ctrl-C saves and stops; --resume latest goes on.", allow_abbrev=False)
-    out.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="what to do (default: all, one after the other)")
+    out = argparse.ArgumentParser(
+        prog="train_hypernet.py",
+        description="From concepts to a hypernetwork's weights file: collect, train, evaluate, export.",
+        epilog="Ctrl-C saves and stops; --resume latest goes on.",
+        allow_abbrev=False,
+    )
+    out.add_argument(
+        "--stage", choices=(*STAGES, "all"), default="all", help="what to do (default: all, one after the other)"
+    )
     out.add_argument("--config", metavar="FILE", help="TOML file of settings; flags override it")
-    out.add_argument("--resume", metavar="WHICH", default="", help="go on with a run: latest, a step's number, or a checkpoint file")
-    out.add_argument("--dry-run", action="store_true", help="check settings, files and concepts, say what would be done, and stop")
+    out.add_argument(
+        "--resume", metavar="WHICH", default="", help="go on with a run: latest, a step's number, or a checkpoint file"
+    )
+    out.add_argument(
+        "--dry-run", action="store_true", help="check settings, files and concepts, say what would be done, and stop"
+    )
     settings = out.add_argument_group("settings", "each is a key of the TOML file too")
     for spec in fields(TrainingConfig):
         default = spec.default if spec.default != "" else "empty"
-        choices = f"; one of {', '.join(c for c in spec.metadata['choices'] if c)}" if "choices" in spec.metadata else ""
-        flag = {"nargs": "?", "const": "true"} if isinstance(spec.default, bool) else {}
-        settings.add_argument(f"--{spec.name.replace('_', '-')}", dest=f"set_{spec.name}", metavar=type(spec.default).__name__.upper(), **flag,
-                              help=f"{spec.metadata['help']}{choices} (default: {default})".replace("%", "%%"))
+        choices = (
+            f"; one of {', '.join(c for c in spec.metadata['choices'] if c)}" if "choices" in spec.metadata else ""
+        )
+        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(spec.default, bool) else {}
+        settings.add_argument(
+            f"--{spec.name.replace('_', '-')}",
+            dest=f"set_{spec.name}",
+            metavar=type(spec.default).__name__.upper(),
+            **flag,
+            help=f"{spec.metadata['help']}{choices} (default: {default})".replace("%", "%%"),
+        )
     return out
 
 
 def resolved(arguments: argparse.Namespace) -> TrainingConfig:
-    """The settings: defaults, then the preset's, then those of a run that goes on, then the file's, then flags. Raises ConfigError."""
-    flags = {spec.name: parse_value(spec.name, getattr(arguments, f"set_{spec.name}")) for spec in fields(TrainingConfig)
-             if getattr(arguments, f"set_{spec.name}") is not None}
+    """The settings: defaults, then the preset's, then those of a run that goes on, then the file's, then flags. Raises
+    ConfigError.
+    """
+    flags = {
+        spec.name: parse_value(spec.name, getattr(arguments, f"set_{spec.name}"))
+        for spec in fields(TrainingConfig)
+        if getattr(arguments, f"set_{spec.name}") is not None
+    }
     given = {**(read_config(arguments.config) if arguments.config else {}), **flags}
     output = given.get("output", "")
     if not isinstance(output, str) or not output:
@@ -65,15 +88,20 @@ def refuse_overwriting(config: TrainingConfig, stage: str, resume: str) -> None:
     run = Path(config.output)
     if run.exists() and not run.is_dir():
         raise TrainingError(f"output is '{run}', which is a file, expected a folder: choose another name.")
-    begins_anew = stage in ("all", "collect") and (run / "config.toml").exists()
-    if not resume and (begins_anew or (stage == "train" and States(run).steps())):
-        raise TrainingError(f"{run} holds a run already, expected a new folder: continue it with --resume latest or choose another --output.")
+    begun = States(run).steps() or (stage in ("all", "collect") and (run / "data" / "source.safetensors").exists())
+    if not resume and stage not in ("evaluate", "export") and begun:
+        raise TrainingError(
+            f"{run} holds a run already, expected a new folder: continue it with --resume latest or choose another "
+            "--output."
+        )
     if resume and not run.is_dir():
         raise TrainingError(f"{run} is not there, expected a run to resume: correct --output or leave --resume out.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0 done, 1 refused with a sentence, 130 stopped by Ctrl-C after saving."""
+    """Run the command line. Returns the exit status: 0 done, 1 refused with a sentence, 130 stopped by Ctrl-C after
+    saving.
+    """
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     try:
@@ -89,8 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         reason = "the disk is full" if disk_is_full(error) else f"{error.strerror or error}"
-        print(f"error: Writing '{error.filename or arguments.set_output}' failed ({reason}), expected a writable folder with free space: make room and "
-              "continue with --resume latest, earlier checkpoints are intact.", file=sys.stderr)
+        print(
+            f"error: Writing '{error.filename or arguments.set_output}' failed ({reason}), expected a writable "
+            "folder with free space: make room and continue with --resume latest, earlier checkpoints are intact.",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -1,4 +1,5 @@
 """All settings of a training run: typed, checked when made, saved beside the run."""
+
 from __future__ import annotations
 
 import math
@@ -22,33 +23,50 @@ def _setting(default: Any, text: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of one run. Every field has its meaning and range in `metadata`. Raises ConfigError when made with a bad value."""
+    """Settings of one run. Every field has its meaning and range in `metadata`. Raises ConfigError when made with a bad
+    value.
+    """
 
     preset: str = _setting("postcard", "which world: base model, encoder, concepts and scenes")
     output: str = _setting("", "folder of the run")
     data: str = _setting("", "folder of collected data, shared by runs; empty = `data` in the run's folder")
     device: str = _setting("auto", "where to compute: auto, cpu, cuda, cuda:0 ...")
-    precision: str = _setting("bf16", "dtype of the base model's arithmetic; maps, loss and hypernetwork are fp32", choices=("fp32", "bf16"))
+    precision: str = _setting(
+        "bf16", "dtype of the base model's arithmetic; maps, loss and hypernetwork are fp32", choices=("fp32", "bf16")
+    )
     seed: int = _setting(0, "one number that decides scenes, noise, order and initial weights", low=0, high=2**31 - 1)
 
-    weights: str = _setting("", "file of the base model; empty = the preset's; relative to the current folder or the package's")
+    weights: str = _setting(
+        "", "file of the base model; empty = the preset's; relative to the current folder or the package's"
+    )
     encoder_weights: str = _setting("", "file of the concept encoder; empty = the preset's")
     concepts: str = _setting("", "concept list (.json, .toml, .csv); empty = the preset's")
-    heldout_fraction: float = _setting(0.21, "share of every category of a concept list that is held out", low=0.0, high=0.9)
+    heldout_fraction: float = _setting(
+        0.21, "share of every category of a concept list that is held out", low=0.0, high=0.9
+    )
     validation_fraction: float = _setting(0.10, "share of the rest that chooses settings", low=0.0, high=0.9)
     scenes: str = _setting("", "text file with one generic scene a line; empty = the preset's")
 
     site_set: str = _setting("attention_mlp", "which outputs of the base model are steered", choices=tuple(SITE_SETS))
     pattern: str = _setting("", "regular expression that site paths must contain; empty = all of the set")
-    pooling: str = _setting("mean", "how activations are pooled for the transport loss", choices=tuple(p for p in POOLINGS if p != "tokens"))
-    collect_site_set: str = _setting("", "sites to collect statistics of, to serve several runs; empty = those of this run",
-                                     choices=("", *SITE_SETS))
+    pooling: str = _setting(
+        "mean", "how activations are pooled for the transport loss", choices=tuple(p for p in POOLINGS if p != "tokens")
+    )
+    collect_site_set: str = _setting(
+        "", "sites to collect statistics of, to serve several runs; empty = those of this run", choices=("", *SITE_SETS)
+    )
 
     prompts_per_concept: int = _setting(32, "generic scenes, and prompts of each concept", low=1, high=4096)
     samples_per_prompt: int = _setting(1, "noises per prompt when statistics are collected", low=1, high=1024)
-    blocks: int = _setting(32, "block means kept per channel; divides the number of collected samples", low=1, high=4096)
-    images_per_concept: int = _setting(16, "pictures of each concept that the base model makes for the image embeddings", low=0, high=1024)
-    sampling_steps: int = _setting(4, "steps in which the base model samples; their noise levels are trained on", low=1, high=64)
+    blocks: int = _setting(
+        32, "block means kept per channel; divides the number of collected samples", low=1, high=4096
+    )
+    images_per_concept: int = _setting(
+        16, "pictures of each concept that the base model makes for the image embeddings", low=0, high=1024
+    )
+    sampling_steps: int = _setting(
+        4, "steps in which the base model samples; their noise levels are trained on", low=1, high=64
+    )
     batch: int = _setting(32, "rows per call of the base model outside of training", low=1, high=4096)
 
     hypernetwork: str = _setting("mlp", "architecture", choices=("mlp", "perceiver"))
@@ -61,31 +79,48 @@ class TrainingConfig:
     steps: int = _setting(2000, "optimisation steps", low=1, high=10**9)
     concepts_per_step: int = _setting(4, "concepts in a step (K)", low=1, high=4096)
     samples_per_concept: int = _setting(8, "samples of each concept in a step (n); divides `blocks`", low=1, high=4096)
-    concepts_per_pass: int = _setting(0, "concepts per call of the base model, to save memory, exact; 0 = all of a step", low=0, high=4096)
+    concepts_per_pass: int = _setting(
+        0, "concepts per call of the base model, to save memory, exact; 0 = all of a step", low=0, high=4096
+    )
     levels_per_step: int = _setting(1, "noise levels drawn per step, of the sampling ones", low=1, high=64)
-    inputs: str = _setting("target", "latents below noise level 1: from the target's prediction at level 1, or from the map's own steered sampling",
-                           choices=("target", "own"))
+    inputs: str = _setting(
+        "target",
+        "latents below noise level 1: from the target's prediction at level 1, or from the map's own steered sampling",
+        choices=("target", "own"),
+    )
     transport_weight: float = _setting(1.0, "weight of W2² between pooled activations", low=0.0, high=1e6)
-    paired_weight: float = _setting(0.0, "weight of the squared difference to the prediction under the concept's prompt", low=0.0, high=1e6)
-    channel_weighting: str = _setting("inverse_variance", "weight of a channel in the transport loss", choices=("none", "inverse_variance"))
+    paired_weight: float = _setting(
+        0.0, "weight of the squared difference to the prediction under the concept's prompt", low=0.0, high=1e6
+    )
+    channel_weighting: str = _setting(
+        "inverse_variance", "weight of a channel in the transport loss", choices=("none", "inverse_variance")
+    )
 
     image_share: float = _setting(0.5, "share of concepts read from pictures instead of words", low=0.0, high=1.0)
-    phrase_share: float = _setting(0.0, "share of word embeddings that use another phrase for the concept", low=0.0, high=1.0)
+    phrase_share: float = _setting(
+        0.0, "share of word embeddings that use another phrase for the concept", low=0.0, high=1.0
+    )
     embedding_noise: float = _setting(0.1, "length of the Gaussian noise on a unit embedding", low=0.0, high=10.0)
 
     learning_rate: float = _setting(3e-4, "of the trunk", low=0.0, high=10.0)
     head_learning_rate: float = _setting(1e-3, "of the last layer", low=0.0, high=10.0)
-    final_learning_rate: float = _setting(0.01, "share of the learning rates that is left at the end (cosine)", low=0.0, high=1.0)
+    final_learning_rate: float = _setting(
+        0.01, "share of the learning rates that is left at the end (cosine)", low=0.0, high=1.0
+    )
     warmup: int = _setting(50, "steps over which the learning rates rise", low=0, high=10**9)
     weight_decay: float = _setting(0.01, "of the trunk's weights (AdamW)", low=0.0, high=10.0)
     gradient_clip: float = _setting(1.0, "largest norm of the gradient; 0 = no limit", low=0.0, high=1e9)
-    ema: float = _setting(0.99, "memory of the running mean of the weights, which is what is judged and exported", low=0.0, high=0.99999)
+    ema: float = _setting(
+        0.99, "memory of the running mean of the weights, which is what is judged and exported", low=0.0, high=0.99999
+    )
 
     log_every: int = _setting(10, "steps between log lines", low=1, high=10**9)
     validate_every: int = _setting(200, "steps between validations", low=1, high=10**9)
     save_every: int = _setting(200, "steps between checkpoints and strength strips", low=1, high=10**9)
     keep_last: int = _setting(3, "checkpoints kept", low=1, high=10**6)
-    validation_concepts: int = _setting(24, "validation concepts used, spread over the categories; 0 = all", low=0, high=10**6)
+    validation_concepts: int = _setting(
+        24, "validation concepts used, spread over the categories; 0 = all", low=0, high=10**6
+    )
     validation_levels: int = _setting(2, "noise levels used in validation", low=1, high=64)
     patience: int = _setting(5, "validations without improvement before a warning", low=1, high=10**6)
     early_stop: bool = _setting(False, "end training at that warning")
@@ -97,20 +132,35 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            object.__setattr__(self, spec.name, _checked(spec.name, getattr(self, spec.name), spec.default, spec.metadata))
+            object.__setattr__(
+                self, spec.name, _checked(spec.name, getattr(self, spec.name), spec.default, spec.metadata)
+            )
         collected = self.prompts_per_concept * self.samples_per_prompt
         if collected % self.blocks:
-            raise ConfigError(f"blocks is {self.blocks}, expected a divisor of the {collected} samples collected (prompts_per_concept x "
-                              "samples_per_prompt): change one of them.")
+            raise ConfigError(
+                f"blocks is {self.blocks}, expected a divisor of the {collected} samples collected "
+                "(prompts_per_concept x samples_per_prompt): change one of them."
+            )
         if self.blocks % self.samples_per_concept:
-            raise ConfigError(f"samples_per_concept is {self.samples_per_concept}, expected a divisor of blocks = {self.blocks}: change one of them.")
+            raise ConfigError(
+                f"samples_per_concept is {self.samples_per_concept}, expected a divisor of blocks = {self.blocks}: "
+                "change one of them."
+            )
         if self.levels_per_step > self.sampling_steps:
-            raise ConfigError(f"levels_per_step is {self.levels_per_step}, expected at most sampling_steps = {self.sampling_steps}: lower it.")
+            raise ConfigError(
+                f"levels_per_step is {self.levels_per_step}, expected at most sampling_steps = "
+                f"{self.sampling_steps}: lower it."
+            )
         if self.transport_weight == 0 and self.paired_weight == 0:
-            raise ConfigError("transport_weight and paired_weight are both 0, expected at least one above 0: there would be nothing to learn.")
+            raise ConfigError(
+                "transport_weight and paired_weight are both 0, expected at least one above 0: there would be "
+                "nothing to learn."
+            )
         if self.image_share > 0 and self.images_per_concept == 0:
-            raise ConfigError(f"image_share is {self.image_share:g} but images_per_concept is 0, expected at least 1 picture: raise it or set "
-                              "image_share to 0.")
+            raise ConfigError(
+                f"image_share is {self.image_share:g} but images_per_concept is 0, expected at least 1 picture: "
+                "raise it or set image_share to 0."
+            )
 
     def with_values(self, values: Mapping[str, Any], where: str = "the settings") -> TrainingConfig:
         """A copy with other values. Raises ConfigError, for unknown names too."""
@@ -119,8 +169,15 @@ class TrainingConfig:
 
     def hypernetwork_options(self) -> dict[str, Any]:
         """Arguments of the hypernetwork's class beside sites and width of the embedding."""
-        common = {"kind": self.hypernetwork, "steps": self.sampling_steps if self.maps_per_step else 1, "width": self.width, "depth": self.depth}
-        return {**common, "bottleneck": self.bottleneck, "dropout": self.dropout} if self.hypernetwork == "mlp" else common
+        common = {
+            "kind": self.hypernetwork,
+            "steps": self.sampling_steps if self.maps_per_step else 1,
+            "width": self.width,
+            "depth": self.depth,
+        }
+        return (
+            {**common, "bottleneck": self.bottleneck, "dropout": self.dropout} if self.hypernetwork == "mlp" else common
+        )
 
     def to_toml(self) -> str:
         """Every setting with its meaning, as a TOML file that `read_config` takes."""
@@ -133,9 +190,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         values = parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"The settings {path} cannot be read ({error.strerror or error}), expected a TOML file: check the path.") from error
+        raise ConfigError(
+            f"The settings {path} cannot be read ({error.strerror or error}), expected a TOML file: check the path."
+        ) from error
     except ValueError as error:
-        raise ConfigError(f"The settings {path} are not proper TOML ({str(error).rstrip('.')}), expected lines like `steps = 2000`: correct it.") from error
+        raise ConfigError(
+            f"The settings {path} are not proper TOML ({str(error).rstrip('.')}), expected lines like `steps = "
+            "2000`: correct it."
+        ) from error
     _check_names(values, str(path))
     return values
 
@@ -177,8 +239,10 @@ def _checked(name: str, value: Any, default: Any, limits: Mapping[str, Any]) -> 
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
         raise ConfigError(f"{name} is {value!r}, expected {kinds[type(default)]}: correct it.")
     if "choices" in limits and value not in limits["choices"]:
-        raise ConfigError(f"{name} is '{value}', expected one of {', '.join(repr(c) if not c else c for c in limits['choices'])}: choose one.")
+        raise ConfigError(
+            f"{name} is '{value}', expected one of {', '.join(repr(c) if not c else c for c in limits['choices'])}: "
+            "choose one."
+        )
     if "low" in limits and not (math.isfinite(value) and limits["low"] <= value <= limits["high"]):
         raise ConfigError(f"{name} is {value:g}, expected {limits['low']:g} to {limits['high']:g}: change it.")
     return value
-

@@ -1,8 +1,10 @@
 """The collected data of a run: per concept a file with sorted block means, word embeddings and picture embeddings.
 
-Files are those of `checkpoints`. One untouched pass per prompt and noise level; nothing of a concept is written before all of it is there, so that a killed
+Files are those of `checkpoints`. One untouched pass per prompt and noise level; nothing of a concept is written before
+all of it is there, so that a killed
 collection goes on with the next concept.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -10,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from ..checkpoints import load_checkpoint
 from ..concepts import Concept
 from ..encoders.base import unit
 from ..files import FileError, sites_from_header, sites_to_header
-from ..sites import Site, site_slices, total_channels
+from ..measuring import next_latents
+from ..sites import site_slices, total_channels
 from ..wasserstein import block_means, coarsen
 from .config import ConfigError, TrainingConfig
+from .embeddings import EmbeddingBank
 from .presets import World
 from .states import save_whole
 
@@ -33,7 +36,9 @@ LARGEST_HALF = 6e4
 
 
 def derived_seed(seed: int, *labels: str | int) -> int:
-    """A seed in [0, 2**62) for one purpose. Each is made from the run's seed anew, so no stream has to be carried along."""
+    """A seed in [0, 2**62) for one purpose. Each is made from the run's seed anew, so no stream has to be carried
+    along.
+    """
     return int.from_bytes(hashlib.sha256(json.dumps([seed, *labels]).encode()).digest()[:8], "big") >> 2
 
 
@@ -48,9 +53,11 @@ def arithmetic(config: TrainingConfig, device: torch.device) -> AbstractContextM
     return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
 
 
-def noised(x0: Tensor, noise: Tensor, level: float) -> Tensor:
-    """The latents at noise level t of a flow: (1 - t) x0 + t noise."""
-    return (1 - level) * x0 + level * noise
+def renoised(world: World, clean: Tensor, noise: Tensor, levels: Sequence[float], number: int) -> Tensor:
+    """Latents at a later noise level t with a given clean part: (1 - t) clean + t noise for a flow that starts at t =
+    1.
+    """
+    return getattr(world.backbone, "advance", next_latents)(noise, clean, levels[0], levels[number])
 
 
 def levels_of(world: World, config: TrainingConfig) -> list[float]:
@@ -63,19 +70,6 @@ def network_device(world: World) -> torch.device:
     return next(world.backbone.network.parameters()).device
 
 
-@dataclass(frozen=True)
-class ConceptData:
-    """What is known of one concept.
-
-    table: (levels, blocks, D) sorted block means, D = ΣC of the run's sites, twice for mean and spread; text: (1 + phrases, E) unit
-    vectors, the name's first; images: (pictures, E) unit vectors.
-    """
-
-    table: Tensor
-    text: Tensor
-    images: Tensor
-
-
 class DataFolder:
     """Collected data in a folder, for one run's sites and pooling; several runs with fewer sites may share it.
 
@@ -86,7 +80,9 @@ class DataFolder:
         self.folder, self.world, self.config = Path(folder), world, config
         pattern = config.pattern or None
         self.sites = tuple(world.backbone.sites(config.site_set, pattern))
-        self.collected_sites = tuple(world.backbone.sites(config.collect_site_set, pattern)) if config.collect_site_set else self.sites
+        self.collected_sites = (
+            tuple(world.backbone.sites(config.collect_site_set, pattern)) if config.collect_site_set else self.sites
+        )
         self.pooling = config.pooling
         self.levels = levels_of(world, config)
         self.key = self._key()
@@ -99,10 +95,20 @@ class DataFolder:
         """Everything, beside concepts, sites and pooling, on which the numbers depend."""
         c, world = self.config, self.world
         scenes = hashlib.sha256("\n".join(world.scenes).encode()).hexdigest()[:16]
-        return {"backbone": world.backbone.family, "weights": _digest(world.backbone.fingerprint()), "encoder": world.encoder.encoder_id,
-                "scenes": scenes, "templates": list(world.templates), "levels": self.levels, "prompts_per_concept": c.prompts_per_concept,
-                "samples_per_prompt": c.samples_per_prompt, "blocks": c.blocks, "images_per_concept": c.images_per_concept, "seed": c.seed,
-                "precision": c.precision}
+        return {
+            "backbone": world.backbone.family,
+            "weights": _digest(world.backbone.fingerprint()),
+            "encoder": world.encoder.encoder_id,
+            "scenes": scenes,
+            "templates": list(world.templates),
+            "levels": self.levels,
+            "prompts_per_concept": c.prompts_per_concept,
+            "samples_per_prompt": c.samples_per_prompt,
+            "blocks": c.blocks,
+            "images_per_concept": c.images_per_concept,
+            "seed": c.seed,
+            "precision": c.precision,
+        }
 
     @property
     def source_path(self) -> Path:
@@ -115,16 +121,23 @@ class DataFolder:
         header = _load(self.source_path)["header"]
         for name, mine in self.key.items():
             if header["key"].get(name) != mine:
-                raise ConfigError(f"The data in {self.folder} were collected with {name} = {_short(header['key'].get(name))}, expected {_short(mine)} "
-                                  "as the settings say: choose another data folder, or remove this one.")
+                raise ConfigError(
+                    f"The data in {self.folder} were collected with {name} = {_short(header['key'].get(name))}, "
+                    f"expected {_short(mine)} as the settings say: choose another data folder, or remove this one."
+                )
         self.collected_sites = sites_from_header(header, self.source_path)
         known = {site.path: site for site in self.collected_sites}
         for site in self.sites:
             if known.get(site.path) != site:
-                raise ConfigError(f"The data in {self.folder} lack the site '{site.path}', expected all {len(self.sites)} sites of '{self.config.site_set}': "
-                                  "choose another data folder, or collect anew with collect_site_set.")
+                raise ConfigError(
+                    f"The data in {self.folder} lack the site '{site.path}', expected all {len(self.sites)} sites of "
+                    f"'{self.config.site_set}': choose another data folder, or collect anew with collect_site_set."
+                )
         if header["pooling"] != self.pooling and self.pooling == "mean_std":
-            raise ConfigError(f"The data in {self.folder} were pooled as '{header['pooling']}', expected 'mean_std': choose another data folder.")
+            raise ConfigError(
+                f"The data in {self.folder} were pooled as '{header['pooling']}', expected 'mean_std': choose "
+                "another data folder."
+            )
         self.pooling = header["pooling"]
 
     def _columns(self) -> Tensor | None:
@@ -139,7 +152,9 @@ class DataFolder:
     def path_of(self, concept: Concept) -> Path:
         """The file of a concept: its words, made harmless, and a hash that keeps similar ones apart."""
         words = re.sub(r"[^a-z0-9]+", "_", concept.name.lower()).strip("_")[:60]
-        return self.folder / "concepts" / f"{words}-{hashlib.sha256(concept.name.encode()).hexdigest()[:10]}.safetensors"
+        return (
+            self.folder / "concepts" / f"{words}-{hashlib.sha256(concept.name.encode()).hexdigest()[:10]}.safetensors"
+        )
 
     def has(self, concept: Concept) -> bool:
         """Whether a whole file with the present prompts of this concept is there."""
@@ -165,8 +180,12 @@ class DataFolder:
         """The concepts not collected yet."""
         return [c for c in concepts if not self.source_path.is_file() or not self.has(c)]
 
-    def collect(self, concepts: Sequence[Concept], report: Callable[[int, int, str], None] = lambda done, of, name: None) -> None:
-        """Collect the generic class and the concepts that are not there; `report(done, of, name)` follows each and may raise."""
+    def collect(
+        self, concepts: Sequence[Concept], report: Callable[[int, int, str], None] = lambda done, of, name: None
+    ) -> None:
+        """Collect the generic class and the concepts that are not there; `report(done, of, name)` follows each and may
+        raise.
+        """
         if not self.source_path.is_file():
             self._collect_source()
         missing = self.missing(concepts)
@@ -179,19 +198,34 @@ class DataFolder:
         features, _ = self._observe(list(self.world.scenes), 0)
         flat = features.double()
         header = {"key": self.key, "sites": sites_to_header(self.collected_sites), "pooling": self.pooling}
-        save_whole(self.source_path, {"header": header, "mean": flat.mean(1).float(), "std": flat.std(1, unbiased=False).float()}, "The generic statistics")
+        save_whole(
+            self.source_path,
+            {"header": header, "mean": flat.mean(1).float(), "std": flat.std(1, unbiased=False).float()},
+            "The generic statistics",
+        )
 
     def _collect_concept(self, concept: Concept) -> None:
         prompts = self.world.prompts(concept, self.config.prompts_per_concept)
         features, pictures = self._observe(prompts, self.config.images_per_concept)
         width = self.world.encoder.width
         images = self.world.encoder.encode_images(pictures).float().cpu() if len(pictures) else torch.zeros(0, width)
-        tensors = {"table": _packed(block_means(features, self.config.blocks)), "text": self._text(concept), "images": images}
+        tensors = {
+            "table": _packed(block_means(features, self.config.blocks)),
+            "text": self._text(concept),
+            "images": images,
+        }
         for name in ("text", "images"):
             if tensors[name].shape[-1] != width:
-                raise ConfigError(f"The encoder {self.world.encoder.encoder_id} gave {name} vectors of width {tensors[name].shape[-1]}, expected {width} "
-                                  "as it declares: use matching weights.")
-        header = {"concept": concept.name, "category": concept.category, "prompts": self._prompts_hash(concept), "source": self._source_hash()}
+                raise ConfigError(
+                    f"The encoder {self.world.encoder.encoder_id} gave {name} vectors of width "
+                    f"{tensors[name].shape[-1]}, expected {width} as it declares: use matching weights."
+                )
+        header = {
+            "concept": concept.name,
+            "category": concept.category,
+            "prompts": self._prompts_hash(concept),
+            "source": self._source_hash(),
+        }
         save_whole(self.path_of(concept), {"header": header, **tensors}, f"The data of '{concept.name}'")
 
     def _text(self, concept: Concept) -> Tensor:
@@ -203,7 +237,8 @@ class DataFolder:
 
     @torch.no_grad()
     def _observe(self, prompts: Sequence[str], pictures: int) -> tuple[Tensor, Tensor]:
-        """(levels, samples, D) pooled activations of the untouched network, and the first `pictures` results (P, 3, H, W).
+        """(levels, samples, D) pooled activations of the untouched network, and the first `pictures` results (P, 3, H,
+        W).
 
         At t < 1 the input is built from the prediction at t = 1, as in training, so both see the same kind of latents.
         """
@@ -222,14 +257,21 @@ class DataFolder:
                         prediction = backbone.denoise(x, level, conditioning).float()
                     features[number].append(capture.features().float().cpu())
                     clean = prediction if number == 0 else clean
-                    x = noised(clean, noise, self.levels[number + 1]) if number + 1 < len(self.levels) else prediction
+                    x = (
+                        renoised(self.world, clean, noise, self.levels, number + 1)
+                        if number + 1 < len(self.levels)
+                        else prediction
+                    )
                 wanted = pictures - sum(len(i) for i in images)
                 if wanted > 0:
                     images.append(backbone.decode(x[:wanted]).float().cpu())
         found = torch.cat(images) if images else torch.zeros(0, 3, 1, 1)
         table = torch.stack([torch.cat(parts) for parts in features])
         if not bool(table.isfinite().all()):
-            raise ConfigError(f"The base model gave activations that are not finite for '{texts[0]}', expected finite numbers: use precision = \"fp32\" or other weights.")
+            raise ConfigError(
+                f"The base model gave activations that are not finite for '{texts[0]}', expected finite numbers: use "
+                'precision = "fp32" or other weights.'
+            )
         return table, found
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -239,10 +281,14 @@ class DataFolder:
         tensors = _load(self.source_path)
         return self._own(tensors["mean"]), self._own(tensors["std"])
 
-    def read(self, concept: Concept) -> ConceptData:
-        """All of one concept. Raises FileError, for a file that is missing too."""
-        tensors = _load(self.path_of(concept))
-        return ConceptData(self._own(tensors["table"]), tensors["text"], tensors["images"])
+    def embeddings(self, concepts: Sequence[Concept], means: dict[str, Tensor] | None = None) -> EmbeddingBank:
+        """Word and picture embeddings of some concepts; means: see `EmbeddingBank`. Raises FileError."""
+        text, images = [], []
+        for concept in concepts:
+            tensors = _load(self.path_of(concept))
+            text.append(tensors["text"])
+            images.append(tensors["images"])
+        return EmbeddingBank(text, images, means)
 
     def targets(self, concept: Concept, level: int, blocks: int) -> Tensor:
         """Sorted block means (blocks, D) fp32 of one concept at one noise level, read from the disk's cache."""
@@ -252,8 +298,10 @@ class DataFolder:
             with safe_open(str(self.path_of(concept)), "pt") as file:
                 table = file.get_slice("/table")[level]
         except (SafetensorError, OSError) as error:
-            raise FileError(f"{self.path_of(concept)} cannot be read any more ({type(error).__name__}), expected the collected data: run "
-                            "the collect stage again.") from error
+            raise FileError(
+                f"{self.path_of(concept)} cannot be read any more ({type(error).__name__}), expected the collected "
+                "data: run the collect stage again."
+            ) from error
         return coarsen(self._own(table).float(), blocks)
 
     def _own(self, values: Tensor) -> Tensor:
@@ -264,7 +312,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return load_checkpoint(path)
     except ValueError as error:
-        raise FileError(f"{path} cannot be read, expected collected data: remove it and run the collect stage again.") from error
+        raise FileError(
+            f"{path} cannot be read, expected collected data: remove it and run the collect stage again."
+        ) from error
 
 
 def _packed(table: Tensor) -> Tensor:

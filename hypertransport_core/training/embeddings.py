@@ -1,4 +1,5 @@
 """Concept embeddings as the hypernetwork reads them: centred per modality, drawn from words and pictures alike."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,11 +16,14 @@ MOST_PICTURES = 4  # a reference is given as 1 to 4 pictures
 class EmbeddingBank:
     """Word and picture embeddings of some concepts.
 
-    text: per concept (1 + phrases, E), the name's first; images: per concept (pictures, E); unit vectors. means: by modality, (E,),
+    text: per concept (1 + phrases, E), the name's first; images: per concept (pictures, E); unit vectors. means: by
+    modality, (E,),
     subtracted before use (reference §10.3); None = the means of these concepts, none for a single concept.
     """
 
-    def __init__(self, text: Sequence[Tensor], images: Sequence[Tensor], means: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, text: Sequence[Tensor], images: Sequence[Tensor], means: dict[str, Tensor] | None = None
+    ) -> None:
         self.text, self.images = list(text), list(images)
         self.width = self.text[0].shape[-1]
         if means is None:
@@ -50,17 +54,21 @@ class EmbeddingBank:
         """(E,): words, another phrase or 1 to 4 pictures, by the config's shares, with its noise."""
         dice = torch.rand(3, generator=generator).tolist()
         order = torch.randperm(max(1, len(self.images[concept])), generator=generator)
-        noise = torch.randn(self.width, generator=generator) * (config.embedding_noise / self.width ** 0.5)
+        noise = torch.randn(self.width, generator=generator) * (config.embedding_noise / self.width**0.5)
         if dice[0] < config.image_share and len(self.images[concept]):
-            vector = self.of_images(concept, order[:1 + int(dice[1] * MOST_PICTURES)])
+            vector = self.of_images(concept, order[: 1 + int(dice[1] * MOST_PICTURES)])
         else:
             phrases = len(self.text[concept]) - 1
-            vector = self.of_text(concept, 1 + int(dice[1] * phrases) if phrases and dice[2] < config.phrase_share else 0)
+            vector = self.of_text(
+                concept, 1 + int(dice[1] * phrases) if phrases and dice[2] < config.phrase_share else 0
+            )
         return unit(vector + noise) if config.embedding_noise else vector
 
 
 def check_width(bank: EmbeddingBank, width: int, encoder_id: str) -> None:
     """Raises ConfigError when collected embeddings are not of the encoder's width."""
     if bank.width != width:
-        raise ConfigError(f"The collected embeddings have the width {bank.width}, expected {width} as the encoder '{encoder_id}' gives: use the encoder "
-                          "they were collected with, or collect anew.")
+        raise ConfigError(
+            f"The collected embeddings have the width {bank.width}, expected {width} as the encoder '{encoder_id}' "
+            "gives: use the encoder they were collected with, or collect anew."
+        )

@@ -1,4 +1,5 @@
 """Held-out evaluation of a trained hypernetwork and its weights file."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +17,6 @@ from ..hypernetworks import Hypernetwork, build_hypernetwork
 from ..weights_io import save_hypernetwork
 from .config import TrainingConfig
 from .data import DataFolder, network_device
-from .embeddings import EmbeddingBank
 from .presets import World
 from .progress import log
 from .states import States, TrainingError
@@ -27,12 +27,16 @@ STRENGTH_RANGE = (0.0, 1.0)
 
 
 def chosen_state(run: Path, config: TrainingConfig) -> dict[str, Any]:
-    """The state whose averaged weights are judged and exported: the latest checkpoint, or the best validation. Raises TrainingError."""
+    """The state whose averaged weights are judged and exported: the latest checkpoint, or the best validation. Raises
+    TrainingError.
+    """
     states = States(run)
     if config.export_from == "best":
         if states.best_path.is_file():
             return states.load(str(states.best_path))
-        raise TrainingError(f"{states.best_path} is not there, expected the weights of a validation: use export_from = \"latest\".")
+        raise TrainingError(
+            f'{states.best_path} is not there, expected the weights of a validation: use export_from = "latest".'
+        )
     return states.load()
 
 
@@ -44,52 +48,119 @@ def averaged_network(state: dict[str, Any], world: World) -> Hypernetwork:
 
 
 def evaluate(world: World, data: DataFolder, config: TrainingConfig, run: Path) -> dict[str, Any]:
-    """Losses on the held-out concepts at every noise level, by text, by pictures, for identity and mean map, per category too.
+    """Losses on the held-out concepts at every noise level, by text, by pictures, for identity and mean map, per
+    category too.
 
     Written to `evaluation.json`. Raises TrainingError without a checkpoint or held-out concepts.
     """
     concepts = list(world.concepts.heldout)
     if not concepts:
-        raise TrainingError("There are 0 held-out concepts, expected at least 1: raise heldout_fraction or mark concepts with part = \"heldout\".")
+        raise TrainingError(
+            "There are 0 held-out concepts, expected at least 1: raise heldout_fraction or mark concepts with part = "
+            '"heldout".'
+        )
     state = chosen_state(run, config)
     network = averaged_network(state, world)
     probe = Probe(world, data, config, concepts, state["means"], range(len(data.levels)), "heldout")
-    found = [data.read(concept) for concept in world.concepts.train]
-    train = EmbeddingBank([f.text for f in found], [f.images for f in found], state["means"])
-    rows = {"identity": probe.identity(), "mean_map": probe.mean_map(network, train), "text": probe.from_text(network), "image": probe.from_images(network)}
+    train = data.embeddings(world.concepts.train, state["means"])
+    rows = {
+        "identity": probe.identity(),
+        "mean_map": probe.mean_map(network, train),
+        "text": probe.from_text(network),
+        "image": probe.from_images(network),
+    }
     scores = {name: values for name, values in rows.items() if values is not None}
-    report = {"step": state["step"], "concepts": len(concepts), "heldout": {name: _means(values) for name, values in scores.items()},
-              "categories": _by_category(concepts, scores), "per_concept": {c.name: {name: round(float(v["loss"][i]), 6) for name, v in scores.items()}
-                                                                           for i, c in enumerate(concepts)}}
-    write_atomically(run / "evaluation.json", lambda temporary: temporary.write_text(json.dumps(report, indent=1), encoding="utf-8"))
-    log.info("held-out loss at step %d: %s", state["step"], ", ".join(f"{name} {v['loss']:.4f}" for name, v in report["heldout"].items()))
+    report = {
+        "step": state["step"],
+        "concepts": len(concepts),
+        "heldout": {name: _means(values) for name, values in scores.items()},
+        "categories": _by_category(concepts, scores),
+        "per_concept": {
+            c.name: {name: round(float(v["loss"][i]), 6) for name, v in scores.items()} for i, c in enumerate(concepts)
+        },
+    }
+    write_atomically(
+        run / "evaluation.json", lambda temporary: temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    )
+    log.info(
+        "held-out loss at step %d: %s",
+        state["step"],
+        ", ".join(f"{name} {v['loss']:.4f}" for name, v in report["heldout"].items()),
+    )
     return report
 
 
 def export(world: World, data: DataFolder, config: TrainingConfig, run: Path) -> Path:
-    """Write the weights file of a run: averaged weights, means of both modalities, provenance. Raises FileError, TrainingError."""
+    """Write the weights file of a run: averaged weights, means of both modalities, provenance. Raises FileError,
+    TrainingError.
+    """
     state = chosen_state(run, config)
     network = averaged_network(state, world).cpu()
     path = Path(config.export) if config.export else run / "hypernetwork.safetensors"
     title = config.title or f"HyperTransport for {world.backbone.family} ({config.site_set})"
-    spec = {"title": title, "description": "Predicts affine transport maps from one concept embedding (arXiv 2605.08254).",
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"), "tags": "hypertransport, activation steering"}
+    spec = {
+        "title": title,
+        "description": "Predicts affine transport maps from one concept embedding (arXiv 2605.08254).",
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "tags": "hypertransport, activation steering",
+    }
     fingerprint = network_fingerprint(world.backbone.network, network.sites)
-    save_hypernetwork(path, network, family=world.backbone.family, fingerprint=fingerprint, encoder_id=world.encoder.encoder_id, means=state["means"],
-                      strength_range=STRENGTH_RANGE, training=_summary(world, config, run, state), licence=world.licence, modelspec=spec)
+    save_hypernetwork(
+        path,
+        network,
+        family=world.backbone.family,
+        fingerprint=fingerprint,
+        encoder_id=world.encoder.encoder_id,
+        means=state["means"],
+        strength_range=STRENGTH_RANGE,
+        training=_summary(world, config, run, state),
+        licence=world.licence,
+        modelspec=spec,
+    )
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
     return path
 
 
 def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, Any]) -> dict[str, Any]:
     concepts = world.concepts
-    kept = ("preset", "seed", "site_set", "pattern", "pooling", "steps", "concepts_per_step", "samples_per_concept", "levels_per_step", "sampling_steps",
-            "inputs", "transport_weight", "paired_weight", "channel_weighting", "image_share", "phrase_share", "embedding_noise", "learning_rate",
-            "head_learning_rate", "ema", "prompts_per_concept", "samples_per_prompt", "blocks", "images_per_concept")
+    kept = (
+        "preset",
+        "seed",
+        "site_set",
+        "pattern",
+        "pooling",
+        "steps",
+        "concepts_per_step",
+        "samples_per_concept",
+        "levels_per_step",
+        "sampling_steps",
+        "inputs",
+        "transport_weight",
+        "paired_weight",
+        "channel_weighting",
+        "image_share",
+        "phrase_share",
+        "embedding_noise",
+        "learning_rate",
+        "head_learning_rate",
+        "ema",
+        "prompts_per_concept",
+        "samples_per_prompt",
+        "blocks",
+        "images_per_concept",
+    )
     settings = asdict(config)
-    summary: dict[str, Any] = {"step": state["step"], "settings": {name: settings[name] for name in kept}, "concept_set": concepts.fingerprint(),
-                               "concepts": {"train": len(concepts.train), "validation": len(concepts.validation), "heldout": len(concepts.heldout)},
-                               "versions": {"hypertransport": __version__, "torch": torch.__version__}}
+    summary: dict[str, Any] = {
+        "step": state["step"],
+        "settings": {name: settings[name] for name in kept},
+        "concept_set": concepts.fingerprint(),
+        "concepts": {
+            "train": len(concepts.train),
+            "validation": len(concepts.validation),
+            "heldout": len(concepts.heldout),
+        },
+        "versions": {"hypertransport": __version__, "torch": torch.__version__},
+    }
     try:
         report = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -105,4 +176,7 @@ def _by_category(concepts: list[Any], scores: dict[str, dict[str, Tensor]]) -> d
     groups: dict[str, list[int]] = {}
     for number, concept in enumerate(concepts):
         groups.setdefault(concept.category, []).append(number)
-    return {category: {name: round(float(values["loss"][rows].mean()), 6) for name, values in scores.items()} for category, rows in sorted(groups.items())}
+    return {
+        category: {name: round(float(values["loss"][rows].mean()), 6) for name, values in scores.items()}
+        for category, rows in sorted(groups.items())
+    }

@@ -1,4 +1,5 @@
 """Ctrl-C as a request: the work at hand is finished and saved first. A second one stops at once."""
+
 from __future__ import annotations
 
 import signal
@@ -24,7 +25,9 @@ class Interruption:
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

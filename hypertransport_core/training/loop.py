@@ -1,4 +1,7 @@
-"""The training loop: steps, validation, checkpoints, strips. Everything that a checkpoint must hold is in `Trainer.state`."""
+"""The training loop: steps, validation, checkpoints, strips. Everything that a checkpoint must hold is in
+`Trainer.state`.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -13,7 +16,7 @@ from ..transport import TransportMaps
 from .batches import Draw, Objective, draw
 from .config import TrainingConfig
 from .data import DataFolder, derived_seed, network_device
-from .embeddings import EmbeddingBank, check_width
+from .embeddings import check_width
 from .interruption import Interruption
 from .presets import World
 from .progress import Curves, Rate, log
@@ -30,13 +33,14 @@ class Trainer:
     def __init__(self, world: World, data: DataFolder, config: TrainingConfig, run: Path) -> None:
         self.world, self.data, self.config, self.run = world, data, config, run
         self.train_concepts = list(world.concepts.train)
-        found = [data.read(concept) for concept in self.train_concepts]
-        self.bank = EmbeddingBank([f.text for f in found], [f.images for f in found])
+        self.bank = data.embeddings(self.train_concepts)
         check_width(self.bank, world.encoder.width, world.encoder.encoder_id)
         self.device = network_device(world)
         world.backbone.network.eval().requires_grad_(False)
         torch.manual_seed(derived_seed(config.seed, "initial weights"))
-        self.network = build_hypernetwork({**config.hypernetwork_options(), "sites": data.sites, "embedding_dim": world.encoder.width})
+        self.network = build_hypernetwork(
+            {**config.hypernetwork_options(), "sites": data.sites, "embedding_dim": world.encoder.width}
+        )
         self.network.set_source(*data.source())
         self.network.to(self.device)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
@@ -61,17 +65,31 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that training needs to go on as if it had not stopped."""
-        return {"step": self.step, "architecture": self.network.config(), "network": self.network.state_dict(), "average": self.average.state_dict(),
-                "optimiser": self.optimiser.state_dict(), "means": self.bank.means, "window": self.window, "window_steps": self.window_steps,
-                "best": self.best, "since_best": self.since_best, "identity": self.identity, "rng": torch.get_rng_state()}
+        return {
+            "step": self.step,
+            "architecture": self.network.config(),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "means": self.bank.means,
+            "window": self.window,
+            "window_steps": self.window_steps,
+            "best": self.best,
+            "since_best": self.since_best,
+            "identity": self.identity,
+            "rng": torch.get_rng_state(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a state. Raises TrainingError when it belongs to another architecture."""
         mine = self.network.config()
         for name, value in state["architecture"].items():
             if mine.get(name) != value:
-                raise TrainingError(f"The checkpoint of step {state['step']} has {name} = {str(value)[:60]}, expected {str(mine.get(name))[:60]} as the "
-                                    "settings say: resume with the run's own settings or start another run.")
+                raise TrainingError(
+                    f"The checkpoint of step {state['step']} has {name} = {str(value)[:60]}, expected "
+                    f"{str(mine.get(name))[:60]} as the settings say: resume with the run's own settings or start "
+                    "another run."
+                )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -86,7 +104,9 @@ class Trainer:
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def advance(self) -> dict[str, float]:
-        """One optimisation step; returns loss, transport, paired and gradient_norm. Raises TrainingError when the loss is not finite."""
+        """One optimisation step; returns loss, transport, paired and gradient_norm. Raises TrainingError when the loss
+        is not finite.
+        """
         config = self.config
         torch.manual_seed(derived_seed(config.seed, "dropout", self.step))
         batch = draw(self.step, self.bank, len(self.world.scenes), len(self.data.levels), config)
@@ -96,8 +116,10 @@ class Trainer:
         limit = config.gradient_clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit))
         if not math.isfinite(norm + found["loss"]):
-            raise TrainingError(f"The loss at step {self.step} is {found['loss']:g} with a gradient of norm {norm:g}, expected finite numbers: lower the "
-                                "learning rates and continue with --resume latest.")
+            raise TrainingError(
+                f"The loss at step {self.step} is {found['loss']:g} with a gradient of norm {norm:g}, expected "
+                "finite numbers: lower the learning rates and continue with --resume latest."
+            )
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * rate_factor(self.step, config)
         self.optimiser.step()
@@ -107,11 +129,16 @@ class Trainer:
         return found
 
     def _backward(self, batch: Draw) -> dict[str, float]:
-        """Gradients of the whole step. The base model runs in parts; maps are cut from the hypernetwork's graph and joined at the end."""
+        """Gradients of the whole step. The base model runs in parts; maps are cut from the hypernetwork's graph and
+        joined at the end.
+        """
         embeddings = batch.embeddings.to(self.device)
         per_level = self.network.steps > 1
         needed = range(max(batch.levels) + 1) if self.config.inputs == "own" and per_level else batch.levels
-        whole = {level: self.network(embeddings, level) for level in needed} if per_level else dict.fromkeys(range(len(self.data.levels)), self.network(embeddings))
+        if per_level:
+            whole = {level: self.network(embeddings, level) for level in needed}
+        else:
+            whole = dict.fromkeys(range(len(self.data.levels)), self.network(embeddings))
         leaves = {id(maps): _leaf(maps) for maps in whole.values()}
         k, n = len(batch.concepts), self.config.samples_per_concept
         size = self.config.concepts_per_pass or k
@@ -120,30 +147,45 @@ class Trainer:
             for start in range(0, k, size):
                 part, rows = slice(start, start + size), slice(start * n, (start + size) * n)
                 concepts = [self.train_concepts[i] for i in batch.concepts[part]]
-                steered = [_rows(whole[i], part).detach() if i in whole else TransportMaps.identity(self.data.sites) for i in range(level)]
+                steered = [
+                    _rows(whole[i], part).detach() if i in whole else TransportMaps.identity(self.data.sites)
+                    for i in range(level)
+                ]
                 inputs = self.objective.prepare(concepts, batch.scenes[rows], batch.seeds[rows], level, steered)
                 maps = _rows(leaves[id(whole[level])], part)
                 transport, paired = self.objective.losses(maps, inputs)
                 share = k * len(batch.levels)
                 loss = self.objective.total(transport, paired).sum() / share
                 loss.backward()
-                for name, value in (("loss", loss), ("transport", transport.sum() / share), ("paired", paired.sum() / share)):
+                for name, value in (
+                    ("loss", loss),
+                    ("transport", transport.sum() / share),
+                    ("paired", paired.sum() / share),
+                ):
                     sums[name] += float(value.detach())
         outputs = {id(maps): maps for maps in whole.values()}
-        pairs = [(getattr(maps, name), getattr(leaves[key], name).grad) for key, maps in outputs.items() for name in ("scale", "shift")]
+        pairs = [
+            (getattr(maps, name), getattr(leaves[key], name).grad)
+            for key, maps in outputs.items()
+            for name in ("scale", "shift")
+        ]
         pairs = [(output, gradient) for output, gradient in pairs if gradient is not None]
         torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
         return sums
 
     @torch.no_grad()
     def _average_weights(self) -> None:
-        keep = min(self.config.ema, self.step / (self.step + 9))  # a short memory at first, so the start is soon forgotten
+        keep = min(
+            self.config.ema, self.step / (self.step + 9)
+        )  # a short memory at first, so the start is soon forgotten
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - keep)
 
     # -- validation ---------------------------------------------------------------------------------------------------
 
     def validate(self) -> dict[str, float]:
-        """Validation losses of the averaged weights, of the identity and of the mean map; notes whether it is the best so far."""
+        """Validation losses of the averaged weights, of the identity and of the mean map; notes whether it is the best
+        so far.
+        """
         if self.probe is None:
             return {}
         if self.identity is None:
@@ -152,31 +194,68 @@ class Trainer:
         images = self.probe.from_images(self.average)
         mean_map = float(self.probe.mean_map(self.average, self.bank)["loss"].mean())
         scale, shift = departure(self.average, self.probe.bank.all_text())
-        found = {"validation": text["loss"], "validation_transport": text["transport"], "validation_paired": text["paired"],
-                 "identity": self.identity, "mean_map": mean_map, "scale_departure": scale, "shift_departure": shift}
+        found = {
+            "validation": text["loss"],
+            "validation_transport": text["transport"],
+            "validation_paired": text["paired"],
+            "identity": self.identity,
+            "mean_map": mean_map,
+            "scale_departure": scale,
+            "shift_departure": shift,
+        }
         if images is not None:
             found["validation_image"] = float(images["loss"].mean())
         improved = self.best is None or text["loss"] < self.best
         self.since_best = 0 if improved else self.since_best + 1
         self.best = text["loss"] if improved else self.best
-        log.info("step %d validation %.4f (pictures %s) | identity %.4f | mean map %.4f | scale departs %.3f, shift %.3f sd%s", self.step, text["loss"],
-                 f"{found['validation_image']:.4f}" if images is not None else "-", self.identity, mean_map, scale, shift, " | best" if improved else "")
+        log.info(
+            "step %d validation %.4f (pictures %s) | identity %.4f | mean map %.4f | scale departs %.3f, shift %.3f "
+            "sd%s",
+            self.step,
+            text["loss"],
+            f"{found['validation_image']:.4f}" if images is not None else "-",
+            self.identity,
+            mean_map,
+            scale,
+            shift,
+            " | best" if improved else "",
+        )
         if improved:
-            state = {"step": self.step, "architecture": self.network.config(), "average": self.average.state_dict(), "means": self.bank.means,
-                     "validation": found}
+            state = {
+                "step": self.step,
+                "architecture": self.network.config(),
+                "average": self.average.state_dict(),
+                "means": self.bank.means,
+                "validation": found,
+            }
             self.states.save(self.step, state, self.states.best_path)
         self._warn(text["loss"], mean_map)
         return found
 
     def _warn(self, loss: float, mean_map: float) -> None:
         if self.since_best >= self.config.patience:
-            log.warning("Validation has not improved for %d validations (best %.4f, now %.4f): the network is learning the training concepts by "
-                        "heart; stop, or export with export_from = \"best\".", self.since_best, self.best, loss)
+            log.warning(
+                "Validation has not improved for %d validations (best %.4f, now %.4f): the network is learning the "
+                "training concepts by "
+                'heart; stop, or export with export_from = "best".',
+                self.since_best,
+                self.best,
+                loss,
+            )
         if self.identity is not None and loss > self.identity:
-            log.warning("Validation %.4f is worse than the untouched network's %.4f: lower the learning rates or check the concepts.", loss, self.identity)
+            log.warning(
+                "Validation %.4f is worse than the untouched network's %.4f: lower the learning rates or check the "
+                "concepts.",
+                loss,
+                self.identity,
+            )
         elif loss > mean_map and self.step > 2 * self.config.validate_every:
-            log.warning("Validation %.4f is no better than one mean map for all concepts (%.4f): the network does not tell concepts apart yet.",
-                        loss, mean_map)
+            log.warning(
+                "Validation %.4f is no better than one mean map for all concepts (%.4f): the network does not tell "
+                "concepts apart yet.",
+                loss,
+                mean_map,
+            )
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -203,7 +282,9 @@ class Trainer:
                 self.save()
                 if not interruption.requested:
                     self._strip(curves)
-            interruption.stop_if_requested(f"Stopped at step {self.step} of {config.steps}, saved in {self.run}; continue with --resume latest.")
+            interruption.stop_if_requested(
+                f"Stopped at step {self.step} of {config.steps}, saved in {self.run}; continue with --resume latest."
+            )
             if stop:
                 log.info("Stopped early at step %d: validation no longer improves.", self.step)
                 return
@@ -212,17 +293,33 @@ class Trainer:
         mean = {name: total / max(1, self.window_steps) for name, total in self.window.items()}
         self.window, self.window_steps = dict.fromkeys(MEASURED, 0.0), 0
         learning_rate = self.config.learning_rate * rate_factor(self.step - 1, self.config)
-        log.info("step %d/%d loss %.4f (transport %.4f, paired %.4f) gradient %.3f lr %.2g | %.2f steps/s, %s left", self.step, self.config.steps,
-                 mean["loss"], mean["transport"], mean["paired"], mean["gradient_norm"], learning_rate, rate.per_second(),
-                 rate.left(self.config.steps - self.step))
+        log.info(
+            "step %d/%d loss %.4f (transport %.4f, paired %.4f) gradient %.3f lr %.2g | %.2f steps/s, %s left",
+            self.step,
+            self.config.steps,
+            mean["loss"],
+            mean["transport"],
+            mean["paired"],
+            mean["gradient_norm"],
+            learning_rate,
+            rate.per_second(),
+            rate.left(self.config.steps - self.step),
+        )
         return {**mean, "learning_rate": learning_rate, "steps_per_second": rate.per_second()}
 
     def _strip(self, curves: Curves) -> None:
         chosen = spread(self.world.concepts.validation or self.world.concepts.train, self.config.strip_concepts)
         if not self.config.strip_concepts:
             return
-        image = save_strip(self.run / "strips" / f"step-{self.step:08d}.png", self.world, self.config, self.average, self.bank.means,
-                           chosen[:self.config.strip_concepts], f"step {self.step}")
+        image = save_strip(
+            self.run / "strips" / f"step-{self.step:08d}.png",
+            self.world,
+            self.config,
+            self.average,
+            self.bank.means,
+            chosen[: self.config.strip_concepts],
+            f"step {self.step}",
+        )
         if image is not None:
             curves.picture(self.step, "strip", image)
 
@@ -231,12 +328,16 @@ def rate_factor(step: int, config: TrainingConfig) -> float:
     """Share of the learning rate at a step: linear warm-up, then a cosine down to `final_learning_rate`."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     progress = min(1.0, max(0.0, (step - config.warmup) / max(1, config.steps - config.warmup)))
-    return rise * (config.final_learning_rate + (1 - config.final_learning_rate) * (1 + math.cos(math.pi * progress)) / 2)
+    return rise * (
+        config.final_learning_rate + (1 - config.final_learning_rate) * (1 + math.cos(math.pi * progress)) / 2
+    )
 
 
 def _optimiser(network: Hypernetwork, config: TrainingConfig) -> torch.optim.AdamW:
-    groups = [{"params": network.trunk_parameters(), "peak": config.learning_rate, "weight_decay": config.weight_decay},
-              {"params": network.head_parameters(), "peak": config.head_learning_rate, "weight_decay": 0.0}]
+    groups = [
+        {"params": network.trunk_parameters(), "peak": config.learning_rate, "weight_decay": config.weight_decay},
+        {"params": network.head_parameters(), "peak": config.head_learning_rate, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
 
 
@@ -246,4 +347,3 @@ def _leaf(maps: TransportMaps) -> TransportMaps:
 
 def _rows(maps: TransportMaps, part: slice) -> TransportMaps:
     return TransportMaps(maps.sites, maps.scale[part], maps.shift[part])
-

@@ -1,4 +1,5 @@
 """The worlds a hypernetwork can be trained in: base model, encoder, concepts and generic scenes, by name."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,8 @@ def append_words(scenes: Sequence[str], concept: str) -> list[str]:
 class World:
     """Everything a training needs from outside.
 
-    backbone, encoder: frozen; concepts: split; scenes: the generic prompts; templates: sentences whose mean embedding stands for
+    backbone, encoder: frozen; concepts: split; scenes: the generic prompts; templates: sentences whose mean embedding
+    stands for
     a concept in words; in_concept: scenes and words to prompts. All prompts are plain texts.
     """
 
@@ -41,8 +43,10 @@ class World:
 
     def __post_init__(self) -> None:
         if not self.scenes or any(not scene.strip() for scene in self.scenes):
-            raise ConfigError(f"There are {len(self.scenes)} generic scenes with an empty one or none among them, expected prompts without "
-                              "a concept: give a scenes file with one a line.")
+            raise ConfigError(
+                f"There are {len(self.scenes)} generic scenes with an empty one or none among them, expected prompts "
+                "without a concept: give a scenes file with one a line."
+            )
 
     def prompts(self, concept: Concept, count: int) -> list[str]:
         """`count` prompts of a concept: its own, repeated if there are fewer, or the generic scenes in its words."""
@@ -61,7 +65,9 @@ class Preset:
 PRESETS: dict[str, Preset] = {}
 
 
-def register_preset(name: str, build: Callable[[TrainingConfig], World], settings: Mapping[str, Any] | None = None) -> None:
+def register_preset(
+    name: str, build: Callable[[TrainingConfig], World], settings: Mapping[str, Any] | None = None
+) -> None:
     """Make `--preset name` known; a name known before is replaced."""
     PRESETS[name] = Preset(build, dict(settings or {}))
 
@@ -81,8 +87,10 @@ def device_of(config: TrainingConfig) -> torch.device:
         torch.empty(1, device=config.device)
         return torch.device(config.device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device is '{config.device}', expected auto, cpu or a device of this machine ({str(error).splitlines()[0][:100]}): "
-                          "choose one.") from error
+        raise ConfigError(
+            f"device is '{config.device}', expected auto, cpu or a device of this machine "
+            f"({str(error).splitlines()[0][:100]}): choose one."
+        ) from error
 
 
 def found_file(path: str, what: str) -> Path:
@@ -90,7 +98,9 @@ def found_file(path: str, what: str) -> Path:
     for place in (Path(path), PACKAGE_PARENT / path):
         if place.is_file():
             return place
-    raise ConfigError(f"{what} is '{path}', expected a file there or in {PACKAGE_PARENT}: train it, download it or correct the path.")
+    raise ConfigError(
+        f"{what} is '{path}', expected a file there or in {PACKAGE_PARENT}: train it, download it or correct the path."
+    )
 
 
 def chosen_scenes(config: TrainingConfig, default: Callable[[int], Sequence[str]]) -> tuple[str, ...]:
@@ -100,16 +110,20 @@ def chosen_scenes(config: TrainingConfig, default: Callable[[int], Sequence[str]
     lines = found_file(config.scenes, "scenes").read_text(encoding="utf-8-sig").splitlines()
     scenes = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if len(scenes) < config.prompts_per_concept:
-        raise ConfigError(f"The scenes file {config.scenes} holds {len(scenes)} different prompts, expected prompts_per_concept = "
-                          f"{config.prompts_per_concept}: add lines or lower it.")
-    return scenes[:config.prompts_per_concept]
+        raise ConfigError(
+            f"The scenes file {config.scenes} holds {len(scenes)} different prompts, expected prompts_per_concept = "
+            f"{config.prompts_per_concept}: add lines or lower it."
+        )
+    return scenes[: config.prompts_per_concept]
 
 
 def chosen_concepts(config: TrainingConfig, default: Callable[[], ConceptSplit]) -> ConceptSplit:
     """The user's list, split, or `default()`. Raises ConceptError."""
     if not config.concepts:
         return default()
-    return split_concepts(load_concepts(found_file(config.concepts, "concepts")), config.heldout_fraction, config.validation_fraction)
+    return split_concepts(
+        load_concepts(found_file(config.concepts, "concepts")), config.heldout_fraction, config.validation_fraction
+    )
 
 
 def _postcard(config: TrainingConfig) -> World:
@@ -121,7 +135,9 @@ def _postcard(config: TrainingConfig) -> World:
     device = device_of(config)
     scenes = chosen_scenes(config, scene_prompts)
     concepts = chosen_concepts(config, _postcard_concepts)
-    clip = PostcardCLIP.load(found_file(config.encoder_weights or "weights/postcard_clip.safetensors", "encoder_weights")).to(device)
+    clip = PostcardCLIP.load(
+        found_file(config.encoder_weights or "weights/postcard_clip.safetensors", "encoder_weights")
+    ).to(device)
     backbone = PostcardBackbone.load(found_file(config.weights or "weights/postcard.safetensors", "weights"), clip)
     backbone.network.to(device)
     return World(backbone, PostcardClipEncoder(clip), concepts, scenes, tuple(TEMPLATES), in_concept, "Apache-2.0")
@@ -131,8 +147,12 @@ def _postcard_concepts() -> ConceptSplit:
     from ..postcard.concepts import by_name, split
 
     known = by_name()
-    return ConceptSplit(*(tuple(Concept(name, known[name].category, (), known[name].phrases) for name in split()[part])
-                          for part in ("train", "validation", "heldout")))
+    return ConceptSplit(
+        *(
+            tuple(Concept(name, known[name].category, (), known[name].phrases) for name in split()[part])
+            for part in ("train", "validation", "heldout")
+        )
+    )
 
 
 register_preset("postcard", _postcard)

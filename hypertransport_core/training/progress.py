@@ -1,4 +1,7 @@
-"""What a run tells while it goes: rate and time left, learning curves as CSV, scalars for TensorBoard where it is installed."""
+"""What a run tells while it goes: rate and time left, learning curves as CSV, scalars for TensorBoard where it is
+installed.
+"""
+
 from __future__ import annotations
 
 import csv
@@ -12,12 +15,27 @@ from ..files import write_atomically
 
 log = logging.getLogger("hypertransport.training")
 
-COLUMNS = ("step", "loss", "transport", "paired", "learning_rate", "gradient_norm", "validation", "validation_transport", "validation_paired",
-           "validation_image", "identity", "mean_map", "scale_departure", "shift_departure", "steps_per_second")
+COLUMNS = (
+    "step",
+    "loss",
+    "transport",
+    "paired",
+    "learning_rate",
+    "gradient_norm",
+    "validation",
+    "validation_transport",
+    "validation_paired",
+    "validation_image",
+    "identity",
+    "mean_map",
+    "scale_departure",
+    "shift_departure",
+    "steps_per_second",
+)
 
 
 def duration(seconds: float) -> str:
-    """"2 h 05 min", "7 min", "40 s"."""
+    """ "2 h 05 min", "7 min", "40 s"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{max(0, round(seconds))} s"
@@ -44,14 +62,20 @@ class Rate:
 
 
 class Curves:
-    """`curves.csv`, one line per logged step, complete at any time. Lines after the step that a run resumes from are dropped."""
+    """`curves.csv`, one line per logged step, complete at any time. Lines after the step that a run resumes from are
+    dropped.
+    """
 
     def __init__(self, folder: Path, resumed_at: int = 0, tensorboard: bool = True) -> None:
         self.path = folder / "curves.csv"
         kept = []
         if self.path.is_file():
             with open(self.path, newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) <= resumed_at]
+                kept = [
+                    row
+                    for row in csv.DictReader(file)
+                    if (row.get("step") or "").isdigit() and int(row["step"]) <= resumed_at
+                ]
         write_atomically(self.path, lambda temporary: self._write(temporary, kept))
         self._board = _board(folder / "tensorboard", resumed_at) if tensorboard else None
 
@@ -65,7 +89,9 @@ class Curves:
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """One line; columns not given stay empty."""
         with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS).writerow({"step": step, **{name: f"{value:.6g}" for name, value in values.items()}})
+            csv.DictWriter(file, COLUMNS).writerow(
+                {"step": step, **{name: f"{value:.6g}" for name, value in values.items()}}
+            )
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

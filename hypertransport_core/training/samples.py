@@ -1,4 +1,7 @@
-"""The strength strip: concepts the network was not trained on, from the inverse side of the identity to beyond the full map."""
+"""The strength strip: concepts the network was not trained on, from the inverse side of the identity to beyond the full
+map.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,12 +27,19 @@ CELL = 128  # pixels; small pictures are enlarged to about this, large ones redu
 
 
 @torch.no_grad()
-def strip_rows(world: World, config: TrainingConfig, network: Hypernetwork, means: dict[str, Tensor], concepts: Sequence[Concept]) -> list[Row]:
+def strip_rows(
+    world: World, config: TrainingConfig, network: Hypernetwork, means: dict[str, Tensor], concepts: Sequence[Concept]
+) -> list[Row]:
     """One row of seven pictures per concept, all from one noise and one scene, by strength."""
     backbone, device = world.backbone, network_device(world)
     rows = []
     for number, (concept, seed) in enumerate(zip(concepts, seeds_for(len(concepts), config.seed, "strip"))):
-        vector = unit(world.encoder.encode_text([template.format(concept.name) for template in world.templates]).float().cpu().mean(0))
+        vector = unit(
+            world.encoder.encode_text([template.format(concept.name) for template in world.templates])
+            .float()
+            .cpu()
+            .mean(0)
+        )
         vector = unit(vector - means["text"]) if "text" in means else vector
         maps = network.all_steps(vector[None].to(network.source_mean.device))
         scene = world.scenes[number % len(world.scenes)]
@@ -37,19 +47,38 @@ def strip_rows(world: World, config: TrainingConfig, network: Hypernetwork, mean
         noise = backbone.noise([seed] * len(STRENGTHS)).to(device)
         power = torch.tensor(STRENGTHS)
         with arithmetic(config, device):
-            latents = backbone.sample(conditioning, noise, steps=config.sampling_steps, steering=steerings(maps[0] if len(maps) == 1 else maps, power))
+            latents = backbone.sample(
+                conditioning,
+                noise,
+                steps=config.sampling_steps,
+                steering=steerings(maps[0] if len(maps) == 1 else maps, power),
+            )
         pictures = backbone.decode(latents.float()).float().cpu().nan_to_num()
         rows.append(Row(list(_reduced(pictures)), label=concept.name, note=scene))
     return rows
 
 
-def save_strip(path: Path, world: World, config: TrainingConfig, network: Hypernetwork, means: dict[str, Tensor], concepts: Sequence[Concept],
-               title: str) -> Tensor | None:
-    """Draw and write the strip; returns it as (3, H, W), or None with a warning when the disk refuses it: no reason to stop training."""
+def save_strip(
+    path: Path,
+    world: World,
+    config: TrainingConfig,
+    network: Hypernetwork,
+    means: dict[str, Tensor],
+    concepts: Sequence[Concept],
+    title: str,
+) -> Tensor | None:
+    """Draw and write the strip; returns it as (3, H, W), or None with a warning when the disk refuses it: no reason to
+    stop training.
+    """
     rows = strip_rows(world, config, network, means, concepts)
-    side = rows[0].pictures[0].shape[-1]
-    sheet = contact_sheet(rows, HEADINGS, title=f"Strength, {title}", subtitle="Concepts that were not trained on; one noise per row.",
-                          upscale=max(1, CELL // side))
+    side = next(picture.shape[-1] for row in rows for picture in row.pictures if picture is not None)
+    sheet = contact_sheet(
+        rows,
+        HEADINGS,
+        title=f"Strength, {title}",
+        subtitle="Concepts that were not trained on; one noise per row.",
+        upscale=max(1, CELL // side),
+    )
     try:
         save_sheet(path, sheet)
     except FileError as error:
@@ -63,4 +92,6 @@ def _reduced(pictures: Tensor) -> Tensor:
     if largest <= 2 * CELL:
         return pictures
     size = [max(1, round(side * 2 * CELL / largest)) for side in pictures.shape[-2:]]
-    return torch.nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return torch.nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False).clamp(
+        0, 1
+    )

@@ -1,4 +1,5 @@
 """The four stages of a run, each resumable and runnable alone: collect, train, evaluate, export."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -18,7 +19,9 @@ STAGES = ("collect", "train", "evaluate", "export")
 
 
 def run_stages(world: World, config: TrainingConfig, stages: tuple[str, ...] = STAGES, resume: str = "") -> None:
-    """Do some stages of a run. Raises Interrupted when asked to stop, TrainingError and its like in one sentence otherwise."""
+    """Do some stages of a run. Raises Interrupted when asked to stop, TrainingError and its like in one sentence
+    otherwise.
+    """
     run = Path(config.output)
     with Interruption() as interruption:
         data = DataFolder(config.data or run / "data", world, config)
@@ -38,10 +41,26 @@ def run_stages(world: World, config: TrainingConfig, stages: tuple[str, ...] = S
 def describe(world: World, data: DataFolder) -> None:
     """Say at the start what is worked on."""
     concepts = world.concepts
-    log.info("base model %s (weights %s), encoder %s (width %d)", world.backbone.family, data.key["weights"], world.encoder.encoder_id, world.encoder.width)
-    log.info("%d sites, %d channels, noise levels %s", len(data.sites), total_channels(data.sites), " ".join(f"{level:g}" for level in data.levels))
-    log.info("concepts: %d train, %d validation, %d held out; %d generic scenes", len(concepts.train), len(concepts.validation), len(concepts.heldout),
-             len(world.scenes))
+    log.info(
+        "base model %s (weights %s), encoder %s (width %d)",
+        world.backbone.family,
+        data.key["weights"],
+        world.encoder.encoder_id,
+        world.encoder.width,
+    )
+    log.info(
+        "%d sites, %d channels, noise levels %s",
+        len(data.sites),
+        total_channels(data.sites),
+        " ".join(f"{level:g}" for level in data.levels),
+    )
+    log.info(
+        "concepts: %d train, %d validation, %d held out; %d generic scenes",
+        len(concepts.train),
+        len(concepts.validation),
+        len(concepts.heldout),
+        len(world.scenes),
+    )
 
 
 def collect(world: World, data: DataFolder, interruption: Interruption) -> None:
@@ -55,21 +74,32 @@ def collect(world: World, data: DataFolder, interruption: Interruption) -> None:
         elif done % 10 == 0 or done == of:
             log.info("collected %d/%d, %.2f concepts/s, %s left", done, of, rate.per_second(), rate.left(of - done))
         if done < of:
-            interruption.stop_if_requested(f"Stopped after {done} of {of} concepts, saved in {data.folder}; continue with --resume latest.")
+            interruption.stop_if_requested(
+                f"Stopped after {done} of {of} concepts, saved in {data.folder}; continue with --resume latest."
+            )
 
     data.collect(world.concepts.everything, report)
     interruption.stop_if_requested(f"Stopped after collecting, saved in {data.folder}; continue with --resume latest.")
 
 
-def train(world: World, data: DataFolder, config: TrainingConfig, run: Path, interruption: Interruption, resume: str = "") -> None:
+def train(
+    world: World, data: DataFolder, config: TrainingConfig, run: Path, interruption: Interruption, resume: str = ""
+) -> None:
     """Train from the start, or from the checkpoint that `resume` names if there is one yet."""
     _require(data, (*world.concepts.train, *world.concepts.validation))
     states = States(run, config.keep_last)
     states.clean()
     trainer = Trainer(world, data, config, run)
     parameters = sum(p.numel() for p in trainer.network.parameters())
-    log.info("hypernetwork %s: %.2f million parameters; %d steps of %d concepts x %d samples at %d level(s)", config.hypernetwork, parameters / 1e6,
-             config.steps, config.concepts_per_step, config.samples_per_concept, config.levels_per_step)
+    log.info(
+        "hypernetwork %s: %.2f million parameters; %d steps of %d concepts x %d samples at %d level(s)",
+        config.hypernetwork,
+        parameters / 1e6,
+        config.steps,
+        config.concepts_per_step,
+        config.samples_per_concept,
+        config.levels_per_step,
+    )
     if resume and (states.steps() or resume != "latest"):
         trainer.load(states.load(resume))
         log.info("resumed at step %d", trainer.step)
@@ -91,5 +121,7 @@ def save_settings(config: TrainingConfig, run: Path) -> None:
 def _require(data: DataFolder, concepts: tuple) -> None:  # type: ignore[type-arg]
     missing = data.missing(concepts)
     if missing:
-        raise TrainingError(f"The data in {data.folder} lack {len(missing)} of {len(concepts)} concepts, first '{missing[0].name}', expected all of them: "
-                            "run --stage collect first.")
+        raise TrainingError(
+            f"The data in {data.folder} lack {len(missing)} of {len(concepts)} concepts, first '{missing[0].name}', "
+            "expected all of them: run --stage collect first."
+        )

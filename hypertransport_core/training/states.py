@@ -1,4 +1,5 @@
 """Checkpoints of a run: saved whole, rotated, found again; a full disk leaves the earlier ones intact."""
+
 from __future__ import annotations
 
 import errno
@@ -28,9 +29,13 @@ def save_whole(path: Path, state: Mapping[str, Any], what: str) -> None:
     try:
         save_checkpoint(path, state)
     except (OSError, SafetensorError) as error:
-        reason = "the disk is full" if disk_is_full(error) else str(getattr(error, "strerror", None) or error).rstrip(".")
-        raise TrainingError(f"{what} was not written because {reason}, expected free space in {path.parent}: make room there and continue "
-                            "with --resume latest, what was saved before is intact.") from error
+        reason = (
+            "the disk is full" if disk_is_full(error) else str(getattr(error, "strerror", None) or error).rstrip(".")
+        )
+        raise TrainingError(
+            f"{what} was not written because {reason}, expected free space in {path.parent}: make room there and "
+            "continue with --resume latest, what was saved before is intact."
+        ) from error
 
 
 class States:
@@ -66,12 +71,16 @@ class States:
             partial.unlink(missing_ok=True)
 
     def load(self, which: str = "latest") -> dict[str, Any]:
-        """The state of `latest`, of a step's number or of a file. The latest falls back on an older one when damaged. Raises TrainingError."""
+        """The state of `latest`, of a step's number or of a file. The latest falls back on an older one when damaged.
+        Raises TrainingError.
+        """
         if which != "latest":
             path = self.path(int(which)) if which.isdigit() else Path(which)
             if not path.is_file():
-                raise TrainingError(f"There is no checkpoint '{which}', expected latest, a file or one of the steps "
-                                    f"{', '.join(map(str, self.steps())) or '(none yet)'}: choose one.")
+                raise TrainingError(
+                    f"There is no checkpoint '{which}', expected latest, a file or one of the steps "
+                    f"{', '.join(map(str, self.steps())) or '(none yet)'}: choose one."
+                )
             return _read(path)
         steps = self.steps()
         for step in reversed(steps):
@@ -79,9 +88,12 @@ class States:
                 return _read(self.path(step))
             except TrainingError as error:
                 log.warning("%s Trying the one before.", error)
-        raise TrainingError(f"{self.folder} holds 0 checkpoints, expected at least one: "
-                            "run the train stage first." if not steps else
-                            f"None of the {len(steps)} checkpoints in {self.folder} can be read, expected at least one whole file: train again.")
+        if not steps:
+            raise TrainingError(f"{self.folder} holds 0 checkpoints, expected at least one: run the train stage first.")
+        raise TrainingError(
+            f"None of the {len(steps)} checkpoints in {self.folder} can be read, expected at least one whole file: "
+            "train again."
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -33,9 +33,18 @@ def train() -> Callable[..., int]:
 @pytest.fixture
 def train_elsewhere() -> Callable[..., subprocess.CompletedProcess]:
     """The same in a process of its own, which dies where `die_at` says."""
+
     def run(output: Path, *arguments: str, die_at: str = "") -> subprocess.CompletedProcess:
         environment = {**os.environ, "DIE_AT": die_at, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, str(ROOT / "tests/training/worlds.py"), "--preset", "tiny", "--output", str(output), *arguments]
+        command = [
+            sys.executable,
+            str(ROOT / "tests/training/worlds.py"),
+            "--preset",
+            "tiny",
+            "--output",
+            str(output),
+            *arguments,
+        ]
         return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
     return run

@@ -14,39 +14,60 @@ def written(folder, name: str, text: str):
     return path
 
 
-EXPECTED = (Concept("teal stripes", "patterns", ("a cat in teal stripes", "a boat, teal stripes"), ("striped in teal",)), Concept("fog"))
+EXPECTED = (
+    Concept("teal stripes", "patterns", ("a cat in teal stripes", "a boat, teal stripes"), ("striped in teal",)),
+    Concept("fog"),
+)
 
 
 def test_three_formats_say_the_same(tmp_path):
-    entries = [{"name": "teal stripes", "category": "patterns", "prompts": list(EXPECTED[0].prompts), "phrases": ["striped in teal"]}, "fog"]
-    toml = ('[[concepts]]\nname = "teal stripes"\ncategory = "patterns"\nprompts = ["a cat in teal stripes", "a boat, teal stripes"]\n'
-            'phrases = ["striped in teal"]\n[[concepts]]\nname = "fog"\n')
-    table = 'name,category,prompts,phrases\nteal stripes,patterns,"a cat in teal stripes | a boat, teal stripes",striped in teal\nfog,,,\n'
+    entries = [
+        {
+            "name": "teal stripes",
+            "category": "patterns",
+            "prompts": list(EXPECTED[0].prompts),
+            "phrases": ["striped in teal"],
+        },
+        "fog",
+    ]
+    toml = (
+        '[[concepts]]\nname = "teal stripes"\ncategory = "patterns"\nprompts = ["a cat in teal stripes", "a boat, '
+        'teal stripes"]\n'
+        'phrases = ["striped in teal"]\n[[concepts]]\nname = "fog"\n'
+    )
+    table = (
+        'name,category,prompts,phrases\nteal stripes,patterns,"a cat in teal stripes | a boat, teal stripes",'
+        "striped in teal\nfog,,,\n"
+    )
     assert load_concepts(written(tmp_path, "a.json", json.dumps(entries))) == EXPECTED
     assert load_concepts(written(tmp_path, "b.json", json.dumps({"concepts": entries}))) == EXPECTED
     assert load_concepts(written(tmp_path, "a.toml", toml)) == EXPECTED
     assert load_concepts(written(tmp_path, "a.csv", "\ufeff" + table)) == EXPECTED
 
 
-@pytest.mark.parametrize(("name", "text", "words"), [
-    ("a.json", "[]", "holds 0 concepts"),
-    ("a.json", "{}", "expected a list of concepts"),
-    ("a.json", "[", "not proper JSON"),
-    ("a.json", "[3]", "Entry 1 of"),
-    ("a.json", '["fog", " Fog "]', "lists the concept 'Fog' twice, entries 1 and 2"),
-    ("a.json", '["fog", "  "]', "Entry 2 of"),
-    ("a.json", '[{"category": "x"}]', "has an empty name"),
-    ("a.json", '[{"name": "fog", "promts": []}]', "unknown key 'promts'"),
-    ("a.json", '[{"name": "fog", "prompts": []}]', "'fog' of .* has 0 prompts"),
-    ("a.json", '[{"name": "fog", "prompts": ["a", " "]}]', "an empty text among its prompts"),
-    ("a.json", '[{"name": "fog", "prompts": "a"}]', "no list of texts"),
-    ("a.json", '[{"name": 5}]', "the name 5, expected a text"),
-    ("a.json", '[{"name": "fog", "part": "test"}]', "the part 'test'"),
-    ("a.csv", "name,category\nfog\n", "another number of cells"),
-    ("a.csv", "name,colour\nfog,red\n", "unknown key 'colour'"),
-    ("a.toml", "concepts = 3", "expected a list of concepts"),
-    ("a.yaml", "- fog", "ends with '.yaml'"),
-    ("a.json", "\0", "not proper JSON")])
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.json", "[]", "holds 0 concepts"),
+        ("a.json", "{}", "expected a list of concepts"),
+        ("a.json", "[", "not proper JSON"),
+        ("a.json", "[3]", "Entry 1 of"),
+        ("a.json", '["fog", " Fog "]', "lists the concept 'Fog' twice, entries 1 and 2"),
+        ("a.json", '["fog", "  "]', "Entry 2 of"),
+        ("a.json", '[{"category": "x"}]', "has an empty name"),
+        ("a.json", '[{"name": "fog", "promts": []}]', "unknown key 'promts'"),
+        ("a.json", '[{"name": "fog", "prompts": []}]', "'fog' of .* has 0 prompts"),
+        ("a.json", '[{"name": "fog", "prompts": ["a", " "]}]', "an empty text among its prompts"),
+        ("a.json", '[{"name": "fog", "prompts": "a"}]', "no list of texts"),
+        ("a.json", '[{"name": 5}]', "the name 5, expected a text"),
+        ("a.json", '[{"name": "fog", "part": "test"}]', "the part 'test'"),
+        ("a.csv", "name,category\nfog\n", "another number of cells"),
+        ("a.csv", "name,colour\nfog,red\n", "unknown key 'colour'"),
+        ("a.toml", "concepts = 3", "expected a list of concepts"),
+        ("a.yaml", "- fog", "ends with '.yaml'"),
+        ("a.json", "\0", "not proper JSON"),
+    ],
+)
 def test_faulty_lists_are_refused_in_one_sentence(tmp_path, name, text, words):
     with pytest.raises(ConceptError, match=words) as caught:
         load_concepts(written(tmp_path, name, text))
@@ -70,7 +91,7 @@ def test_the_split_is_stratified_stable_and_whole():
     split = split_concepts(concepts)
     assert sorted(c.name for c in split.everything) == sorted(c.name for c in concepts)
     for category, count in (("a", 20), ("b", 7)):
-        assert sum(c.category == category for c in split.heldout) == math.ceil(.21 * count)
+        assert sum(c.category == category for c in split.heldout) == math.ceil(0.21 * count)
     assert [c.category for c in split.train].count("c") == 1
     more = split_concepts([*concepts, Concept("a new", "a")])
     moved = {c.name for c in split.heldout} - {c.name for c in more.heldout}
@@ -79,7 +100,11 @@ def test_the_split_is_stratified_stable_and_whole():
 
 def test_named_parts_stay_and_something_must_be_trained_on():
     split = split_concepts([Concept("x", part="heldout"), Concept("y", part="train"), Concept("z", part="validation")])
-    assert [tuple(c.name for c in part) for part in (split.train, split.validation, split.heldout)] == [("y",), ("z",), ("x",)]
+    assert [tuple(c.name for c in part) for part in (split.train, split.validation, split.heldout)] == [
+        ("y",),
+        ("z",),
+        ("x",),
+    ]
     with pytest.raises(ConceptError, match="0 training concepts"):
         split_concepts([Concept("x", part="heldout")])
     with pytest.raises(ConceptError, match="twice"):

@@ -18,25 +18,32 @@ def refusal(capsys, *arguments: str) -> str:
     return text
 
 
-@pytest.mark.parametrize(("flag", "value", "words"), [
-    ("--steps", "many", "steps is 'many', expected a whole number"),
-    ("--steps", "0", "steps is 0, expected 1 to"),
-    ("--learning-rate", "nan", "learning_rate is nan"),
-    ("--image-share", "1.5", "image_share is 1.5, expected 0 to 1"),
-    ("--site-set", "knees", "site_set is 'knees', expected one of attention_mlp"),
-    ("--hypernetwork", "oracle", "expected one of mlp, perceiver"),
-    ("--early-stop", "maybe", "early_stop is 'maybe', expected true or false"),
-    ("--blocks", "3", "blocks is 3, expected a divisor of the 8 samples"),
-    ("--samples-per-concept", "3", "samples_per_concept is 3, expected a divisor of blocks = 8"),
-    ("--levels-per-step", "3", "levels_per_step is 3, expected at most sampling_steps = 2"),
-    ("--preset", "moon", "preset is 'moon', expected one of postcard"),
-    ("--device", "toaster", "device is 'toaster', expected auto, cpu"),
-    ("--scenes", "nowhere.txt", "scenes is 'nowhere.txt', expected a file"),
-    ("--concepts", "nowhere.json", "concepts is 'nowhere.json', expected a file")])
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--steps", "many", "steps is 'many', expected a whole number"),
+        ("--steps", "0", "steps is 0, expected 1 to"),
+        ("--learning-rate", "nan", "learning_rate is nan"),
+        ("--image-share", "1.5", "image_share is 1.5, expected 0 to 1"),
+        ("--site-set", "knees", "site_set is 'knees', expected one of attention_mlp"),
+        ("--hypernetwork", "oracle", "expected one of mlp, perceiver"),
+        ("--early-stop", "maybe", "early_stop is 'maybe', expected true or false"),
+        ("--blocks", "3", "blocks is 3, expected a divisor of the 8 samples"),
+        ("--samples-per-concept", "3", "samples_per_concept is 3, expected a divisor of blocks = 8"),
+        ("--levels-per-step", "3", "levels_per_step is 3, expected at most sampling_steps = 2"),
+        ("--preset", "moon", "preset is 'moon', expected one of postcard"),
+        ("--device", "toaster", "device is 'toaster', expected auto, cpu"),
+        ("--scenes", "nowhere.txt", "scenes is 'nowhere.txt', expected a file"),
+        ("--concepts", "nowhere.json", "concepts is 'nowhere.json', expected a file"),
+    ],
+)
 def test_bad_values_are_refused_in_one_sentence(tmp_path, capsys, monkeypatch, flag, value, words):
     if flag == "--device":
         from hypertransport_core.training.presets import device_of, register_preset
-        monkeypatch.setitem(__import__("hypertransport_core.training.presets", fromlist=["PRESETS"]).PRESETS, "tiny", None)
+
+        monkeypatch.setitem(
+            __import__("hypertransport_core.training.presets", fromlist=["PRESETS"]).PRESETS, "tiny", None
+        )
         register_preset("tiny", lambda config: (device_of(config), worlds.tiny_world(config))[1], worlds.SMALL)
     assert words in refusal(capsys, "--preset", "tiny", "--output", str(tmp_path / "run"), flag, value)
     assert not (tmp_path / "run").exists()
@@ -45,27 +52,42 @@ def test_bad_values_are_refused_in_one_sentence(tmp_path, capsys, monkeypatch, f
 def test_unknown_keys_name_the_nearest_one(tmp_path, capsys):
     file = tmp_path / "settings.toml"
     file.write_text('preset = "tiny"\nlerning_rate = 0.1\n')
-    assert "unknown key 'lerning_rate', expected perhaps 'learning_rate'" in refusal(capsys, "--config", str(file), "--output", str(tmp_path / "run"))
+    assert "unknown key 'lerning_rate', expected perhaps 'learning_rate'" in refusal(
+        capsys, "--config", str(file), "--output", str(tmp_path / "run")
+    )
     file.write_text("steps = \n")
     assert "not proper TOML" in refusal(capsys, "--config", str(file), "--output", str(tmp_path / "run"))
-    assert "cannot be read" in refusal(capsys, "--config", str(tmp_path / "none.toml"), "--output", str(tmp_path / "run"))
+    assert "cannot be read" in refusal(
+        capsys, "--config", str(tmp_path / "none.toml"), "--output", str(tmp_path / "run")
+    )
     file.write_text('steps = "12"\n')
-    assert "steps is '12', expected a whole number" in refusal(capsys, "--config", str(file), "--output", str(tmp_path / "run"))
+    assert "steps is '12', expected a whole number" in refusal(
+        capsys, "--config", str(file), "--output", str(tmp_path / "run")
+    )
 
 
 def test_an_output_is_needed(capsys):
     assert "output is empty" in refusal(capsys, "--preset", "tiny")
 
 
-@pytest.mark.parametrize("values", [{"transport_weight": 0.0, "paired_weight": 0.0}, {"image_share": 0.5, "images_per_concept": 0}, {"steps": True},
-                                    {"steps": 1.0}, {"title": 3}, {"ema": 1.0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"transport_weight": 0.0, "paired_weight": 0.0},
+        {"image_share": 0.5, "images_per_concept": 0},
+        {"steps": True},
+        {"steps": 1.0},
+        {"title": 3},
+        {"ema": 1.0},
+    ],
+)
 def test_the_class_itself_checks(values):
     with pytest.raises(ConfigError, match="expected"):
         TrainingConfig(**values)
 
 
 def test_settings_survive_their_file(tmp_path):
-    config = TrainingConfig(output="runs/a \"b\" \\ ü\n", learning_rate=1e-5, early_stop=True, seed=7)
+    config = TrainingConfig(output='runs/a "b" \\ ü\n', learning_rate=1e-5, early_stop=True, seed=7)
     (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
     assert TrainingConfig(**read_config(tmp_path / "config.toml")) == config
 
@@ -73,9 +95,16 @@ def test_settings_survive_their_file(tmp_path):
 def test_flags_override_the_file_and_the_file_the_preset(tmp_path):
     file = tmp_path / "settings.toml"
     file.write_text('preset = "tiny"\nsteps = 5\nwidth = 64\n')
-    arguments = cli.parser().parse_args(["--config", str(file), "--output", str(tmp_path), "--steps", "9", "--early-stop"])
+    arguments = cli.parser().parse_args(
+        ["--config", str(file), "--output", str(tmp_path), "--steps", "9", "--early-stop"]
+    )
     config = cli.resolved(arguments)
-    assert (config.steps, config.width, config.bottleneck, config.early_stop) == (9, 64, worlds.SMALL["bottleneck"], True)
+    assert (config.steps, config.width, config.bottleneck, config.early_stop) == (
+        9,
+        64,
+        worlds.SMALL["bottleneck"],
+        True,
+    )
 
 
 def test_every_setting_has_a_flag_a_meaning_and_a_range():

@@ -1,4 +1,7 @@
-"""That training learns, and what its parts promise: exact passes in parts, maps per step, own inputs, other poolings."""
+"""That training learns, and what its parts promise: exact passes in parts, maps per step, own inputs, other
+poolings.
+"""
+
 from __future__ import annotations
 
 import csv
@@ -38,8 +41,10 @@ def data(tmp_path_factory) -> Path:
 
 
 def test_it_learns(tmp_path, data, train):
-    assert train(tmp_path / "run", "--data", data, "--stage", "train", "--steps", 80, "--validate-every", 80, "--save-every", 80, "--learning-rate", 3e-3,
-                 "--head-learning-rate", 1e-2, "--ema", 0.9) == 0
+    (tmp_path / "settings.toml").write_text(
+        "steps = 60\nvalidate_every = 60\nsave_every = 60\nlearning_rate = 5e-4\nhead_learning_rate = 2e-3\nema = 0.9\n"
+    )
+    assert train(tmp_path / "run", "--data", data, "--stage", "train", "--config", tmp_path / "settings.toml") == 0
     with open(tmp_path / "run/curves.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     validation, identity, mean_map = (float(last[name]) for name in ("validation", "identity", "mean_map"))
@@ -70,9 +75,21 @@ def test_passes_in_parts_have_the_gradient_of_the_whole(tmp_path, data):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("changes", [{"maps_per_step": True}, {"inputs": "own"}, {"inputs": "own", "maps_per_step": True}, {"pooling": "mean_std"},
-                                     {"transport_weight": 0.0}, {"paired_weight": 0.0}, {"site_set": "norm"}, {"hypernetwork": "perceiver"},
-                                     {"channel_weighting": "none", "dropout": 0.2}, {"image_share": 0.0, "phrase_share": 1.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"maps_per_step": True},
+        {"inputs": "own"},
+        {"inputs": "own", "maps_per_step": True},
+        {"pooling": "mean_std"},
+        {"transport_weight": 0.0},
+        {"paired_weight": 0.0},
+        {"site_set": "norm"},
+        {"hypernetwork": "perceiver"},
+        {"channel_weighting": "none", "dropout": 0.2},
+        {"image_share": 0.0, "phrase_share": 1.0},
+    ],
+)
 def test_every_way_of_training_takes_a_step(tmp_path, data, changes):
     one = trainer(tmp_path, data, **changes)
     for _ in range(2):
@@ -93,7 +110,11 @@ def test_the_base_model_is_left_as_it_was(tmp_path, data):
 def test_draws_depend_on_the_step_only_and_visit_every_concept(tmp_path, data):
     one = trainer(tmp_path, data)
     a, b = (draw(5, one.bank, 8, 2, one.config) for _ in range(2))
-    assert a.seeds == b.seeds and torch.equal(a.embeddings, b.embeddings) and a.seeds != draw(6, one.bank, 8, 2, one.config).seeds
+    assert (
+        a.seeds == b.seeds
+        and torch.equal(a.embeddings, b.embeddings)
+        and a.seeds != draw(6, one.bank, 8, 2, one.config).seeds
+    )
     seen = [concept for step in range(16) for concept in draw(step, one.bank, 8, 2, one.config).concepts]
     assert {seen.count(concept) for concept in range(16)} == {3}
     assert len(set(a.scenes[:4])) == 4
@@ -117,7 +138,11 @@ def test_validation_concepts_take_turns_over_categories():
 def test_the_learning_rate_rises_and_falls():
     config = TrainingConfig(steps=100, warmup=10, final_learning_rate=0.1)
     factors = [rate_factor(step, config) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1) and max(factors) == factors[10] == 1 and factors[-1] == pytest.approx(0.1, abs=0.01)
+    assert (
+        factors[0] == pytest.approx(0.1)
+        and max(factors) == factors[10] == 1
+        and factors[-1] == pytest.approx(0.1, abs=0.01)
+    )
 
 
 def test_it_warns_early(tmp_path, data, caplog):
@@ -134,11 +159,26 @@ def test_the_script_runs_from_a_folder_of_any_name(tmp_path):
     pack.parent.mkdir()
     pack.symlink_to(ROOT)
     environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"}
-    script = subprocess.run([sys.executable, str(pack / "train_hypernet.py"), "--output", "x", "--steps", "0"], cwd=tmp_path, env=environment,
-                            capture_output=True, text=True, timeout=300)
+    script = subprocess.run(
+        [sys.executable, str(pack / "train_hypernet.py"), "--output", "x", "--steps", "0"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert script.returncode == 1 and "steps is 0, expected 1 to" in script.stderr
-    code = ("import sys, types; pack = types.ModuleType('pack'); pack.__path__ = [sys.argv[1]]; sys.modules['pack'] = pack;"
-            "from pack.hypertransport_core.training import cli; assert 'hypertransport_core' not in sys.modules;"
-            "sys.exit(cli.main(['--output', 'x', '--steps', '0']))")
-    relative = subprocess.run([sys.executable, "-c", code, str(pack)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    code = (
+        "import sys, types; pack = types.ModuleType('pack'); pack.__path__ = [sys.argv[1]]; sys.modules['pack'] = pack;"
+        "from pack.hypertransport_core.training import cli; assert 'hypertransport_core' not in sys.modules;"
+        "sys.exit(cli.main(['--output', 'x', '--steps', '0']))"
+    )
+    relative = subprocess.run(
+        [sys.executable, "-c", code, str(pack)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert relative.returncode == 1 and "steps is 0" in relative.stderr, relative.stderr

@@ -1,4 +1,7 @@
-"""Whole runs on the tiny world: what they leave behind, what they learn, and that stopping them anywhere changes nothing."""
+"""Whole runs on the tiny world: what they leave behind, what they learn, and that stopping them anywhere changes
+nothing.
+"""
+
 from __future__ import annotations
 
 import csv
@@ -27,7 +30,10 @@ def curves(run: Path) -> list[dict[str, str]]:
 
 def assert_same(run: Path, other: Path) -> None:
     """Same weights file, learning curves, data, evaluation and last checkpoint."""
-    pairs = [("hypernetwork.safetensors",) * 2, *((f"data/concepts/{p.name}",) * 2 for p in (other / "data/concepts").iterdir())]
+    pairs = [
+        ("hypernetwork.safetensors",) * 2,
+        *((f"data/concepts/{p.name}",) * 2 for p in (other / "data/concepts").iterdir()),
+    ]
     last = f"checkpoints/{max(p.name for p in (other / 'checkpoints').glob('step-*'))}"
     for name, _ in [*pairs, (last, last)]:
         mine, theirs = load_file(run / name), load_file(other / name)
@@ -52,14 +58,28 @@ def test_what_a_run_leaves_behind(whole):
     from PIL import Image
 
     names = sorted(p.name for p in (whole / "checkpoints").iterdir())
-    assert names == ["best.safetensors", "step-00000004.safetensors", "step-00000008.safetensors", "step-00000012.safetensors"]
+    assert names == [
+        "best.safetensors",
+        "step-00000004.safetensors",
+        "step-00000008.safetensors",
+        "step-00000012.safetensors",
+    ]
     rows = curves(whole)
-    assert [row["step"] for row in rows] == ["3", "6", "9", "12"] and rows[1]["validation"] and rows[1]["identity"] and rows[1]["mean_map"]
+    assert (
+        [row["step"] for row in rows] == ["3", "6", "9", "12"]
+        and rows[1]["validation"]
+        and rows[1]["identity"]
+        and rows[1]["mean_map"]
+    )
     assert sorted(p.name for p in (whole / "strips").iterdir()) == [f"step-{s:08d}.png" for s in (4, 8, 12)]
     with Image.open(whole / "strips/step-00000012.png") as strip:
         assert 7 * 128 < strip.width < 7 * 128 + 500 and 2 * 128 < strip.height < 2 * 128 + 300
     report = json.loads((whole / "evaluation.json").read_text())
-    assert set(report["heldout"]) == {"identity", "mean_map", "text", "image"} and report["concepts"] == 4 and set(report["categories"]) == set(worlds.LOOKS)
+    assert (
+        set(report["heldout"]) == {"identity", "mean_map", "text", "image"}
+        and report["concepts"] == 4
+        and set(report["categories"]) == set(worlds.LOOKS)
+    )
     saved = cli.resolved(cli.parser().parse_args(["--output", str(whole), "--resume", "latest"]))
     assert saved == TrainingConfig(**{**worlds.SMALL, "output": str(whole)})
 
@@ -67,7 +87,10 @@ def test_what_a_run_leaves_behind(whole):
 def test_the_weights_file_predicts_for_new_concepts(whole):
     loaded = load_hypernetwork(whole / "hypernetwork.safetensors")
     assert loaded.header["encoder"] == {"id": "words-16", "width": 16} and set(loaded.means) == {"text", "image"}
-    assert loaded.header["training"]["concepts"] == {"train": 16, "validation": 4, "heldout": 4} and "heldout" in loaded.header["training"]
+    assert (
+        loaded.header["training"]["concepts"] == {"train": 16, "validation": 4, "heldout": 4}
+        and "heldout" in loaded.header["training"]
+    )
     maps = loaded.hypernetwork(torch.nn.functional.normalize(torch.randn(2, 16), dim=-1))
     assert maps.rows == 2 and not maps.is_identity()
 
@@ -105,7 +128,11 @@ def test_ctrl_c_while_collecting(tmp_path, train, monkeypatch, capsys):
 
     original = data.DataFolder._collect_concept
     with monkeypatch.context() as patch:
-        patch.setattr(data.DataFolder, "_collect_concept", lambda self, concept: (original(self, concept), os.kill(os.getpid(), signal.SIGINT)))
+        patch.setattr(
+            data.DataFolder,
+            "_collect_concept",
+            lambda self, concept: (original(self, concept), os.kill(os.getpid(), signal.SIGINT)),
+        )
         assert train(tmp_path / "run", "--stage", "collect") == 130
     assert "Stopped after 1 of 24 concepts" in capsys.readouterr().err
 
@@ -113,7 +140,6 @@ def test_ctrl_c_while_collecting(tmp_path, train, monkeypatch, capsys):
 def test_stages_one_by_one_are_the_whole_run(tmp_path, whole, train, capsys):
     run = tmp_path / "run"
     assert train(run, "--stage", "train") == 1 and "run --stage collect first" in capsys.readouterr().err
-    (run / "config.toml").unlink()
     for stage in ("collect", "train", "evaluate", "export"):
         assert train(run, "--stage", stage) == 0
     assert_same(run, whole)
@@ -179,7 +205,9 @@ def test_rotation_keeps_the_newest(tmp_path):
     for step in (1, 5, 10, 100):
         store.save(step, {"step": step})
     assert store.steps() == [10, 100]
-    assert states.disk_is_full(OSError(errno.ENOSPC, "x")) and states.disk_is_full(RuntimeError("No space left on device (os error 28)"))
+    assert states.disk_is_full(OSError(errno.ENOSPC, "x")) and states.disk_is_full(
+        RuntimeError("No space left on device (os error 28)")
+    )
 
 
 def test_another_architecture_is_not_resumed(tmp_path, whole, train, capsys):
@@ -193,7 +221,22 @@ def test_another_architecture_is_not_resumed(tmp_path, whole, train, capsys):
 
 def test_data_are_shared_and_never_mistaken(tmp_path, whole, train, capsys):
     data = str(whole / "data")
-    assert train(tmp_path / "a", "--stage", "train", "--data", data, "--steps", 2, "--pattern", "attn1", "--strip-concepts", 0) == 0
+    assert (
+        train(
+            tmp_path / "a",
+            "--stage",
+            "train",
+            "--data",
+            data,
+            "--steps",
+            2,
+            "--pattern",
+            "attn1",
+            "--strip-concepts",
+            0,
+        )
+        == 0
+    )
     assert States(tmp_path / "a").steps() == [2]
     assert train(tmp_path / "b", "--data", data, "--seed", 5) == 1
     assert "were collected with seed = 0, expected 5" in capsys.readouterr().err
@@ -212,7 +255,9 @@ def test_an_encoder_of_another_width_is_refused(tmp_path, whole, train, monkeypa
 
 
 def test_concepts_and_scenes_from_files(tmp_path, train, capsys):
-    (tmp_path / "concepts.json").write_text(json.dumps([{"name": f"{c} wash", "prompts": [f"a {c} cat", f"a {c} boat"]} for c in worlds.COLOURS]))
+    (tmp_path / "concepts.json").write_text(
+        json.dumps([{"name": f"{c} wash", "prompts": [f"a {c} cat", f"a {c} boat"]} for c in worlds.COLOURS])
+    )
     (tmp_path / "scenes.txt").write_text("\n".join(f"a tree {i}" for i in range(8)))
     files = ("--concepts", tmp_path / "concepts.json", "--scenes", tmp_path / "scenes.txt")
     assert train(tmp_path / "run", *files, "--steps", 2, "--strip-concepts", 1) == 0

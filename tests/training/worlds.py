@@ -1,4 +1,5 @@
 """Worlds small enough to train in within seconds, and a command line over them for tests in processes of their own."""
+
 from __future__ import annotations
 
 import hashlib
@@ -21,18 +22,42 @@ from tests.support.tiny_backbone import TinyBackbone
 COLOURS = ("crimson", "teal", "golden", "violet", "mint", "copper")
 LOOKS = ("stripes", "dots", "mosaic", "wash")
 SCENES = tuple(f"a {colour} {thing}" for thing in ("house", "boat", "cat", "tree") for colour in ("red", "blue"))
-SMALL = {"preset": "tiny", "precision": "fp32", "device": "cpu", "prompts_per_concept": 8, "blocks": 8, "images_per_concept": 4, "sampling_steps": 2,
-         "width": 32, "bottleneck": 16, "steps": 12, "concepts_per_step": 3, "samples_per_concept": 4, "warmup": 2, "log_every": 3, "validate_every": 6,
-         "save_every": 4, "strip_concepts": 2, "tensorboard": False, "paired_weight": 0.5, "levels_per_step": 2, "keep_last": 3}
+SMALL = {
+    "preset": "tiny",
+    "precision": "fp32",
+    "device": "cpu",
+    "prompts_per_concept": 8,
+    "blocks": 8,
+    "images_per_concept": 4,
+    "sampling_steps": 2,
+    "width": 32,
+    "bottleneck": 16,
+    "steps": 12,
+    "concepts_per_step": 3,
+    "samples_per_concept": 4,
+    "warmup": 2,
+    "log_every": 3,
+    "validate_every": 6,
+    "save_every": 4,
+    "strip_concepts": 2,
+    "tensorboard": False,
+    "paired_weight": 0.5,
+    "levels_per_step": 2,
+    "keep_last": 3,
+}
 
 
 class WordEncoder:
-    """Texts and pictures to unit vectors of one space: a sum of fixed random vectors per word, and a projection of the picture."""
+    """Texts and pictures to unit vectors of one space: a sum of fixed random vectors per word, and a projection of the
+    picture.
+    """
 
     encoder_id, width = "words-16", 16
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        return torch.nn.functional.normalize(torch.stack([sum((self._word(w) for w in t.split()), torch.zeros(16)) for t in texts]), dim=-1)
+        return torch.nn.functional.normalize(
+            torch.stack([sum((self._word(w) for w in t.split()), torch.zeros(16)) for t in texts]), dim=-1
+        )
 
     def encode_images(self, images: Tensor) -> Tensor:
         flat = torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
@@ -50,7 +75,13 @@ def concepts() -> ConceptSplit:
 
 
 def tiny_world(config: TrainingConfig) -> World:
-    return World(TinyBackbone(), WordEncoder(), chosen_concepts(config, concepts), chosen_scenes(config, lambda n: SCENES[:n]), ("{}", "{} style"))
+    return World(
+        TinyBackbone(),
+        WordEncoder(),
+        chosen_concepts(config, concepts),
+        chosen_scenes(config, lambda n: SCENES[:n]),
+        ("{}", "{} style"),
+    )
 
 
 register_preset("tiny", tiny_world, {k: v for k, v in SMALL.items() if k != "preset"})
@@ -58,9 +89,10 @@ register_preset("tiny", tiny_world, {k: v for k, v in SMALL.items() if k != "pre
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    from hypertransport_core.training import cli, data, states
+    from hypertransport_core.training import cli, data
 
-    # Where to die, for tests of kill -9: "collect:3" after 3 concepts, "train:7" after step 7, "save:8" in the middle of writing.
+    # Where to die, for tests of kill -9: "collect:3" after 3 concepts, "train:7" after step 7,
+    # "save:8" in the middle of writing.
     place, _, count = os.environ.get("DIE_AT", "").partition(":")
 
     def die() -> None:

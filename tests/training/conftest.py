@@ -45,6 +45,6 @@ def train_elsewhere() -> Callable[..., subprocess.CompletedProcess]:
             str(output),
             *arguments,
         ]
-        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
     return run

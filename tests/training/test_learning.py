@@ -165,7 +165,7 @@ def test_the_script_runs_from_a_folder_of_any_name(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert script.returncode == 1 and "steps is 0, expected 1 to" in script.stderr
     code = (
@@ -179,6 +179,6 @@ def test_the_script_runs_from_a_folder_of_any_name(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert relative.returncode == 1 and "steps is 0" in relative.stderr, relative.stderr

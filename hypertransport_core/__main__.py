@@ -1,4 +1,5 @@
 """`python -m hypertransport_core <command>`: see `commands`."""
+
 from __future__ import annotations
 
 import sys

@@ -1,9 +1,10 @@
 """The whole method behind one small interface: load, embed a concept, predict maps, make pictures.
 
-    pipeline = Pipeline.load("weights")
-    maps = pipeline.maps(pipeline.embed_text("teal mosaic"))
-    pictures = pipeline.generate(["a red house"], seeds=[7], maps=maps, strength=0.75)
+pipeline = Pipeline.load("weights")
+maps = pipeline.maps(pipeline.embed_text("teal mosaic"))
+pictures = pipeline.generate(["a red house"], seeds=[7], maps=maps, strength=0.75)
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +28,25 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 MODEL_FILE, CLIP_FILE, JUDGE_FILE = "postcard.safetensors", "postcard_clip.safetensors", "postcard_judge.safetensors"
 HYPERNETWORK_FILE = "postcard_hypernetwork.safetensors"
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jfif", ".ppm")
+PICTURE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".heic",
+    ".jfif",
+    ".ppm",
+)
 BATCH = 32  # pictures in one call of the network
 
 StepMaps = TransportMaps | Sequence[TransportMaps]
-"""One set of maps for all sampling steps, or one set for each of several equal stretches of noise level, noisiest first."""
+"""One set of maps for all sampling steps, or one set for each of several equal stretches of noise level, noisiest
+first."""
 
 
 class PipelineError(ValueError):
@@ -39,23 +54,39 @@ class PipelineError(ValueError):
 
 
 class Pipeline:
-    """A text-to-image model, a concept encoder and a hypernetwork that belong together. Nothing in it changes after loading."""
+    """A text-to-image model, a concept encoder and a hypernetwork that belong together. Nothing in it changes after
+    loading."""
 
-    def __init__(self, backbone: Backbone, encoder: ConceptEncoder, hypernetwork: Hypernetwork | None = None, *,
-                 means: Mapping[str, Tensor] | None = None, templates: Sequence[str] = ("{}",),
-                 header: Mapping[str, Any] | None = None) -> None:
-        """means: the encoder's mean vector per modality, subtracted before the hypernetwork; templates: sentences whose mean
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoder: ConceptEncoder,
+        hypernetwork: Hypernetwork | None = None,
+        *,
+        means: Mapping[str, Tensor] | None = None,
+        templates: Sequence[str] = ("{}",),
+        header: Mapping[str, Any] | None = None,
+    ) -> None:
+        """means: the encoder's mean vector per modality, subtracted before the hypernetwork; templates: sentences whose
+        mean
         embedding stands for a concept in words; header: what the hypernetwork's file says about itself."""
         self.backbone, self.encoder = backbone, encoder
         self.hypernetwork = None if hypernetwork is None else hypernetwork.eval()
         self.means, self.templates, self.header = dict(means or {}), tuple(templates), dict(header or {})
 
     @classmethod
-    def load(cls, folder: str | Path | None = None, *, hypernetwork: str | Path | None = None,
-             device: torch.device | str = "cpu", steered: bool = True) -> Pipeline:
+    def load(
+        cls,
+        folder: str | Path | None = None,
+        *,
+        hypernetwork: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        steered: bool = True,
+    ) -> Pipeline:
         """Load the Postcard world from a weights folder (the one shipped with this package unless given).
 
-        hypernetwork: a file, or the name of one in the folder; without it the folder's `postcard_hypernetwork.safetensors`
+        hypernetwork: a file, or the name of one in the folder; without it the folder's
+        `postcard_hypernetwork.safetensors`
         or its only hypernetwork. steered=False: go without a hypernetwork; such a pipeline cannot predict maps.
         Raises FileError, in one sentence, for whatever is missing, damaged or made for something else.
         """
@@ -66,9 +97,22 @@ class Pipeline:
         if not steered:
             return cls(backbone, encoder, templates=TEMPLATES)
         loaded = load_hypernetwork(find_hypernetwork(folder, hypernetwork))
-        check_fits(loaded.header, loaded.path, network=backbone.network, family=backbone.family, encoder_id=encoder.encoder_id,
-                   encoder_width=encoder.width)
-        return cls(backbone, encoder, loaded.hypernetwork.to(device), means=loaded.means, templates=TEMPLATES, header=loaded.header)
+        check_fits(
+            loaded.header,
+            loaded.path,
+            network=backbone.network,
+            family=backbone.family,
+            encoder_id=encoder.encoder_id,
+            encoder_width=encoder.width,
+        )
+        return cls(
+            backbone,
+            encoder,
+            loaded.hypernetwork.to(device),
+            means=loaded.means,
+            templates=TEMPLATES,
+            header=loaded.header,
+        )
 
     @property
     def steps_default(self) -> int:
@@ -76,16 +120,21 @@ class Pipeline:
         return int(self.backbone.steps_default)
 
     def embed_text(self, concept: str) -> ConceptEmbedding:
-        """A concept in words: one unit vector (E,), the mean over several phrasings. Raises EncoderError when it is empty."""
+        """A concept in words: one unit vector (E,), the mean over several phrasings. Raises EncoderError when it is
+        empty."""
         concept = concept.strip()
-        embedding = embed_text(self.encoder, [template.format(concept) for template in self.templates] if concept else [""])
+        embedding = embed_text(
+            self.encoder, [template.format(concept) for template in self.templates] if concept else [""]
+        )
         return ConceptEmbedding(embedding.single().vector, embedding.encoder_id, "text", concept)
 
-    def embed_image(self, picture: str | Path | Tensor | Sequence[str | Path | Tensor], source: str = "") -> ConceptEmbedding:
+    def embed_image(
+        self, picture: str | Path | Tensor | Sequence[str | Path | Tensor], source: str = ""
+    ) -> ConceptEmbedding:
         """A concept shown by one picture or several: one unit vector (E,), their mean.
 
-        picture: a path to a file of any usual kind and size, or (3, H, W) or (N, 3, H, W) floats in [0, 1]. Raises FileError
-        for a file that is no picture, ValueError for a tensor of another shape.
+        picture: a path to a file of any usual kind and size, or (3, H, W) or (N, 3, H, W) floats in [0, 1]. Raises
+        FileError for a file that is no picture, ValueError for a tensor of another shape.
         """
         several = picture if isinstance(picture, (list, tuple)) else [picture]
         parts, names = [], []
@@ -96,11 +145,17 @@ class Pipeline:
             parts += [item[None]] if item.ndim == 3 else list(item.split(1)) if item.ndim == 4 else [item]
         embeddings = [embed_images(self.encoder, part) for part in parts]
         mean = average(embeddings)
-        return ConceptEmbedding(mean.vector, mean.encoder_id, "image", source or ", ".join(names) or embeddings[0].source)
+        return ConceptEmbedding(
+            mean.vector, mean.encoder_id, "image", source or ", ".join(names) or embeddings[0].source
+        )
 
     def embed(self, concept: str | Path | Tensor) -> ConceptEmbedding:
         """`embed_image` for a path to a picture or a tensor, `embed_text` for other words."""
-        return self.embed_image(concept) if isinstance(concept, Tensor) or is_picture(concept) else self.embed_text(str(concept))
+        return (
+            self.embed_image(concept)
+            if isinstance(concept, Tensor) or is_picture(concept)
+            else self.embed_text(str(concept))
+        )
 
     def mix(self, embeddings: Sequence[ConceptEmbedding], weights: Sequence[float] | None = None) -> ConceptEmbedding:
         """One concept between several, words and pictures alike; negative weights lead away. Raises EncoderError."""
@@ -121,19 +176,35 @@ class Pipeline:
             raise PipelineError("No hypernetwork is loaded, so no maps can be predicted; load the pipeline with one.")
         every = self.hypernetwork.all_steps(self.centred(embeddings).to(self.hypernetwork.source_mean.device))
         items = [embeddings] if isinstance(embeddings, ConceptEmbedding) else embeddings
-        about = {"concept": "; ".join(item.source for item in items), "encoder": self.encoder.encoder_id, "backbone": self.backbone.family}
+        about = {
+            "concept": "; ".join(item.source for item in items),
+            "encoder": self.encoder.encoder_id,
+            "backbone": self.backbone.family,
+        }
         named = [TransportMaps(maps.sites, maps.scale, maps.shift, {**maps.info, **about}) for maps in every]
         return named[0] if len(named) == 1 else named
 
     @torch.no_grad()
-    def generate(self, prompts: str | Sequence[str], seeds: int | Sequence[int] = 0, maps: StepMaps | None = None,
-                 strength: float | Tensor = 1.0, *, steps: int | None = None, envelope: Envelope | None = None,
-                 mask: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] = 0,
+        maps: StepMaps | None = None,
+        strength: float | Tensor = 1.0,
+        *,
+        steps: int | None = None,
+        envelope: Envelope | None = None,
+        mask: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Pictures (B, 3, H, W) float32 in [0, 1], one per prompt and seed; one prompt or one seed serves all.
 
-        maps: of one concept for all pictures, with one row per picture, or any number with `rows`, long (B,), naming the row
-        of each (-1: none). strength: λ, one for all or (B,); 0 is bit-identical to no maps, 1 the full map, other values
-        extrapolate. envelope: over which noise levels to steer; mask: where, see `Steering`. Raises PipelineError, SteeringError.
+        maps: of one concept for all pictures, with one row per picture, or any number with `rows`, long (B,), naming
+        the row
+        of each (-1: none). strength: λ, one for all or (B,); 0 is bit-identical to no maps, 1 the full map, other
+        values
+        extrapolate. envelope: over which noise levels to steer; mask: where, see `Steering`. Raises PipelineError,
+        SteeringError.
         """
         prompts, seeds = _paired(prompts, seeds)
         steps = self.steps_default if steps is None else int(steps)
@@ -144,8 +215,13 @@ class Pipeline:
             part = slice(start, min(start + BATCH, len(prompts)))
             used, power, chosen, where = _part_of(part, len(prompts), maps, strength, rows, mask)
             steering = [] if used is None else steerings(used, power, envelope=envelope, mask=where)
-            latents = self.backbone.sample(self.backbone.encode(prompts[part]), self.backbone.noise(seeds[part]), steps=steps,
-                                           steering=steering, rows=chosen)
+            latents = self.backbone.sample(
+                self.backbone.encode(prompts[part]),
+                self.backbone.noise(seeds[part]),
+                steps=steps,
+                steering=steering,
+                rows=chosen,
+            )
             parts.append(self.backbone.decode(latents).float().cpu())
         return torch.cat(parts)
 
@@ -168,8 +244,9 @@ def is_picture(concept: str | Path) -> bool:
         return False
 
 
-def steerings(maps: StepMaps, strength: float | Tensor = 1.0, *, envelope: Envelope | None = None,
-              mask: Tensor | None = None) -> list[Steering]:
+def steerings(
+    maps: StepMaps, strength: float | Tensor = 1.0, *, envelope: Envelope | None = None, mask: Tensor | None = None
+) -> list[Steering]:
     """What to install for maps: one `Steering`, or one per set of maps, each over its own stretch of noise level."""
     if isinstance(maps, TransportMaps):
         return [Steering(maps, strength, envelope=envelope, mask=mask)]
@@ -195,15 +272,18 @@ def load_postcard(folder: Path, device: torch.device | str = "cpu") -> tuple[Bac
 
     for name in (MODEL_FILE, CLIP_FILE):
         if not (folder / name).is_file():
-            raise FileError(f"{folder} holds no {name}, expected the weights of the Postcard world: check --weights, or download "
-                            "the package again")
+            raise FileError(
+                f"{folder} holds no {name}, expected the weights of the Postcard world: check --weights, or download "
+                "the package again"
+            )
     clip = PostcardCLIP.load(folder / CLIP_FILE).to(device)
     backbone = PostcardBackbone.load(folder / MODEL_FILE, clip)
     return backbone, PostcardClipEncoder(clip)
 
 
 def find_hypernetwork(folder: Path, wanted: str | Path | None = None) -> Path:
-    """The hypernetwork file to use: the wanted one (a path or a name in the folder), the usual one, or the only one. Raises FileError."""
+    """The hypernetwork file to use: the wanted one (a path or a name in the folder), the usual one, or the only one.
+    Raises FileError."""
     if wanted is not None:
         path = Path(wanted)
         found = next((p for p in (path, folder / path, folder / f"{wanted}.safetensors") if p.is_file()), None)
@@ -214,8 +294,10 @@ def find_hypernetwork(folder: Path, wanted: str | Path | None = None) -> Path:
         return folder / HYPERNETWORK_FILE
     found = [path for path in sorted(folder.glob("*.safetensors")) if _is_hypernetwork(path)]
     if len(found) != 1:
-        raise FileError(f"{folder} holds {len(found)} hypernetworks, expected {HYPERNETWORK_FILE} or exactly one: "
-                        + ("name the one to use" if found else "train one with train_hypernet.py, or download the package again"))
+        raise FileError(
+            f"{folder} holds {len(found)} hypernetworks, expected {HYPERNETWORK_FILE} or exactly one: "
+            + ("name the one to use" if found else "train one with train_hypernet.py, or download the package again")
+        )
     return found[0]
 
 
@@ -231,12 +313,15 @@ def _paired(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> tuple[l
     seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
     count = max(len(prompts), len(seeds))
     if not prompts or not seeds or {len(prompts), len(seeds)} - {1, count}:
-        raise PipelineError(f"Got {len(prompts)} prompts and {len(seeds)} seeds; give one of each per picture, or a single one for all.")
+        raise PipelineError(
+            f"Got {len(prompts)} prompts and {len(seeds)} seeds; give one of each per picture, or a single one for all."
+        )
     return prompts * (count // len(prompts)), seeds * (count // len(seeds))
 
 
-def _part_of(part: slice, count: int, maps: StepMaps | None, strength: float | Tensor, rows: Tensor | None,
-             mask: Tensor | None) -> tuple[StepMaps | None, float | Tensor, Tensor | None, Tensor | None]:
+def _part_of(
+    part: slice, count: int, maps: StepMaps | None, strength: float | Tensor, rows: Tensor | None, mask: Tensor | None
+) -> tuple[StepMaps | None, float | Tensor, Tensor | None, Tensor | None]:
     """Maps, strength, rows and mask of some of `count` pictures."""
     if maps is None:
         return None, strength, None, None
@@ -248,10 +333,15 @@ def _part_of(part: slice, count: int, maps: StepMaps | None, strength: float | T
     index = rows
     if index is None:
         if first.rows not in (1, count):
-            raise PipelineError(f"Got maps of {first.rows} concepts for {count} pictures; give one, one per picture, or name rows.")
+            raise PipelineError(
+                f"Got maps of {first.rows} concepts for {count} pictures; give one, one per picture, or name rows."
+            )
         index = torch.arange(count) if first.rows > 1 else torch.zeros(count, dtype=torch.long)
     elif index.shape != (count,) or index.dtype != torch.long:
-        raise PipelineError(f"rows has the shape {tuple(index.shape)} and dtype {index.dtype}, expected long ({count},): one map row per picture.")
+        raise PipelineError(
+            f"rows has the shape {tuple(index.shape)} and dtype {index.dtype}, expected long ({count},): one map row "
+            "per picture."
+        )
     where = mask[part] if mask is not None and mask.ndim == 3 and mask.shape[0] == count else mask
     power = strength[part].float() if isinstance(strength, Tensor) else strength
     if first.rows == 1 and not bool((index < 0).any()):

@@ -1,4 +1,5 @@
 """Labelled contact sheets: rows and columns of small pictures with words beside them, drawn with Pillow."""
+
 from __future__ import annotations
 
 import unicodedata
@@ -38,12 +39,19 @@ class Row:
     starts_group: bool = False
 
 
-def contact_sheet(rows: Sequence[Row], columns: Sequence[str], *, title: str = "", subtitle: str = "", footer: str = "",
-                  upscale: int = 3) -> Tensor:
+def contact_sheet(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    subtitle: str = "",
+    footer: str = "",
+    upscale: int = 3,
+) -> Tensor:
     """Draw a sheet: (3, H, W) float32 in [0, 1].
 
-    columns: a heading per column; upscale: whole factor by which every picture is enlarged, pixels stay crisp. Pictures of
-    one sheet share one size; the height of a row is that of its pictures. Raises SheetError.
+    columns: a heading per column; upscale: whole factor by which every picture is enlarged, pixels stay crisp. Pictures
+    of one sheet share one size; the height of a row is that of its pictures. Raises SheetError.
     """
     from PIL import Image, ImageDraw
 
@@ -53,14 +61,28 @@ def contact_sheet(rows: Sequence[Row], columns: Sequence[str], *, title: str = "
     title_font, label_font, note_font = _font(TITLE_SIZE), _font(LABEL_SIZE), _font(NOTE_SIZE)
     left = MARGIN + (label_w + 2 * GAP if label_w else 0)
     width = left + len(columns) * (cell_w + GAP) - GAP + MARGIN
-    title_lines, subtitle_lines, footer_lines = (wrap(text, font, width - 2 * MARGIN) for text, font in
-                                                 ((title, title_font), (subtitle, note_font), (footer, note_font)))
-    top = MARGIN + len(title_lines) * (TITLE_SIZE + 8) + len(subtitle_lines) * (NOTE_SIZE + 6) + (GAP if title_lines else 0)
+    title_lines, subtitle_lines, footer_lines = (
+        wrap(text, font, width - 2 * MARGIN)
+        for text, font in ((title, title_font), (subtitle, note_font), (footer, note_font))
+    )
+    top = (
+        MARGIN
+        + len(title_lines) * (TITLE_SIZE + 8)
+        + len(subtitle_lines) * (NOTE_SIZE + 6)
+        + (GAP if title_lines else 0)
+    )
     heading_lines = [wrap(name, label_font, cell_w) for name in columns]
     headings = max((len(lines) for lines in heading_lines), default=0) * (LABEL_SIZE + 5) + GAP
     gaps = sum(SEPARATOR for row in rows[1:] if row.starts_group)
-    height = (top + headings + len(rows) * (cell_h + GAP) - GAP + gaps
-              + (len(footer_lines) * (NOTE_SIZE + 6) + 2 * GAP if footer_lines else 0) + MARGIN)
+    height = (
+        top
+        + headings
+        + len(rows) * (cell_h + GAP)
+        - GAP
+        + gaps
+        + (len(footer_lines) * (NOTE_SIZE + 6) + 2 * GAP if footer_lines else 0)
+        + MARGIN
+    )
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     y = _lines(draw, MARGIN, MARGIN, title_lines, title_font, INK, 8)
@@ -69,7 +91,9 @@ def contact_sheet(rows: Sequence[Row], columns: Sequence[str], *, title: str = "
         x = left + number * (cell_w + GAP)
         first = top + headings - GAP + 3 - len(lines) * (LABEL_SIZE + 5)
         for line, text in enumerate(lines):
-            draw.text((x + (cell_w - label_font.getlength(text)) / 2, first + line * (LABEL_SIZE + 5)), text, INK, label_font)
+            draw.text(
+                (x + (cell_w - label_font.getlength(text)) / 2, first + line * (LABEL_SIZE + 5)), text, INK, label_font
+            )
     y = top + headings
     for number, row in enumerate(rows):
         y += SEPARATOR if number and row.starts_group else 0
@@ -88,7 +112,8 @@ def save_sheet(path: str | Path, sheet: Tensor, texts: dict[str, str] | None = N
 
 
 def wrap(text: str, font: Any, width: float, most_lines: int = 6) -> list[str]:
-    """Words of a text in lines no wider than `width` pixels; a word that is too wide is cut, and so is what needs too many lines."""
+    """Words of a text in lines no wider than `width` pixels; a word that is too wide is cut, and so is what needs too
+    many lines."""
     lines: list[str] = []
     for word in printable(text).split():
         joined = f"{lines[-1]} {word}" if lines else word
@@ -97,7 +122,7 @@ def wrap(text: str, font: Any, width: float, most_lines: int = 6) -> list[str]:
         else:
             lines.append(shortened(word, font, width))
     if len(lines) > most_lines:
-        lines = [*lines[:most_lines - 1], shortened(lines[most_lines - 1] + "…", font, width)]
+        lines = [*lines[: most_lines - 1], shortened(lines[most_lines - 1] + "…", font, width)]
     return lines
 
 
@@ -112,7 +137,8 @@ def shortened(text: str, font: Any, width: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text in letters that the font shipped with Pillow has: accents are dropped, unknown signs become a question mark."""
+    """The text in letters that the font shipped with Pillow has: accents are dropped, unknown signs become a question
+    mark."""
     kept = []
     for character in text:
         if character in "…·±“”" or " " <= character <= "~":
@@ -136,22 +162,30 @@ def _picture_size(rows: Sequence[Row], columns: Sequence[str]) -> tuple[int, int
         raise SheetError("The sheet has no pictures, expected at least one: add a row.")
     for row in rows:
         if len(row.pictures) != len(columns):
-            raise SheetError(f"The row '{row.label}' has {len(row.pictures)} pictures for {len(columns)} columns; give one per "
-                             "column, None for an empty cell.")
+            raise SheetError(
+                f"The row '{row.label}' has {len(row.pictures)} pictures for {len(columns)} columns; give one per "
+                "column, None for an empty cell."
+            )
     sizes = {tuple(picture.shape) for picture in pictures}
     if len(sizes) != 1 or len(pictures[0].shape) != 3 or pictures[0].shape[0] != 3:
-        raise SheetError(f"The pictures have the shapes {sorted(sizes)}, expected one shape (3, height, width): resize them first.")
+        raise SheetError(
+            f"The pictures have the shapes {sorted(sizes)}, expected one shape (3, height, width): resize them first."
+        )
     return int(pictures[0].shape[1]), int(pictures[0].shape[2])
 
 
 def _label_width(rows: Sequence[Row], cell_w: int) -> int:
     if not any(row.label or row.note or row.thumbnail is not None for row in rows):
         return 0
-    widest = max((_font(LABEL_SIZE).getlength(word) for row in rows for word in printable(row.label).split()), default=0.0)
+    widest = max(
+        (_font(LABEL_SIZE).getlength(word) for row in rows for word in printable(row.label).split()), default=0.0
+    )
     return int(min(max(widest, 150), 1.4 * cell_w, 260))
 
 
-def _lines(draw: Any, x: float, y: float, lines: Sequence[str], font: Any, colour: tuple[int, int, int], gap: int) -> float:
+def _lines(
+    draw: Any, x: float, y: float, lines: Sequence[str], font: Any, colour: tuple[int, int, int], gap: int
+) -> float:
     for line in lines:
         draw.text((x, y), line, colour, font)
         y += font.size + gap
@@ -187,7 +221,9 @@ def _fitted(picture: Tensor, width: int, height: int) -> Tensor:
     if factor >= 1:
         return _enlarged(picture, int(factor))
     size = (max(1, int(picture.shape[1] * factor)), max(1, int(picture.shape[2] * factor)))
-    return functional.interpolate(picture[None], size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    return functional.interpolate(picture[None], size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(
+        0, 1
+    )
 
 
 def _paste(sheet: Any, draw: Any, picture: Tensor, x: int, y: int) -> None:

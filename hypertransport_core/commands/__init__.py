@@ -1,4 +1,6 @@
-"""The commands of `python -m hypertransport_core`. Errors are one sentence on stderr and the exit code 2, never a traceback."""
+"""The commands of `python -m hypertransport_core`. Errors are one sentence on stderr and the exit code 2, never a
+traceback."""
+
 from __future__ import annotations
 
 import argparse
@@ -7,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
+
+from ..files import FileError
 
 COMMANDS: dict[str, str] = {
     "demo": "make pictures steered by concepts, at several strengths, on one labelled sheet",
@@ -29,7 +33,10 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 refused in one sentence, 130 stopped with Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(prog="python -m hypertransport_core", description="HyperTransport: steer a text-to-image model with concepts, without fitting.")
+    parser = _Parser(
+        prog="python -m hypertransport_core",
+        description="HyperTransport: steer a text-to-image model with concepts, without fitting.",
+    )
     choices = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, summary in COMMANDS.items():
         command = choices.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -57,21 +64,27 @@ def guarded(run: object, options: argparse.Namespace) -> int:
         if options.traceback:
             raise
         if _is_ours(error):
-            print(sentence(str(error)), file=sys.stderr)
+            print(sentence(str(error), capital=not isinstance(error, FileError)), file=sys.stderr)
             return USER_ERROR
-        print(f"An unexpected error stopped the command ({sentence(f'{type(error).__name__}: {error}').rstrip('.')}); run it again "
-              "with --traceback to see where.", file=sys.stderr)
+        print(
+            f"An unexpected error stopped the command ({sentence(f'{type(error).__name__}: {error}').rstrip('.')}); "
+            "run it again "
+            "with --traceback to see where.",
+            file=sys.stderr,
+        )
         return BUG
 
 
-def sentence(message: str) -> str:
-    """The message on one line, with a capital and a full stop."""
+def sentence(message: str, capital: bool = True) -> str:
+    """The message on one line, with a full stop and, unless it begins with a path, a capital."""
     message = " ".join(message.split())
     if not message.endswith((".", "!", "?")):
         message += "."
-    return message[:1].upper() + message[1:] if message[:1].isalpha() and " " in message and "/" not in message.split()[0] else message
+    return message[:1].upper() + message[1:] if capital else message
 
 
 def _is_ours(error: Exception) -> bool:
     """Whether the message was written for the user: our own kinds of error, whose text is a sentence with a cure."""
-    return isinstance(error, (ValueError, RuntimeError)) and type(error).__module__.startswith(__package__.rsplit(".", 1)[0])
+    return isinstance(error, (ValueError, RuntimeError)) and type(error).__module__.startswith(
+        __package__.rsplit(".", 1)[0]
+    )

@@ -1,4 +1,6 @@
-"""Make pictures of a prompt steered by concepts, in words or shown by a picture, at several strengths: one labelled sheet and the single pictures."""
+"""Make pictures of a prompt steered by concepts, in words or shown by a picture, at several strengths: one labelled
+sheet and the single pictures."""
+
 from __future__ import annotations
 
 import argparse
@@ -8,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,17 +43,58 @@ class Source:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--prompt", default=PROMPT, help="what the picture shows")
-    parser.add_argument("--concept", action="append", metavar="WORDS|PICTURE",
-                        help="a concept in words, or the path of a picture that shows it; repeatable (default: held-out concepts, one of them a picture)")
-    parser.add_argument("--mix", action="append", metavar="A:0.5,B:0.5", help="several concepts, words or pictures, with weights, as one; repeatable")
-    parser.add_argument("--strength", action="append", type=float, metavar="NUMBER",
-                        help="how strongly to steer: 0 off, 1 the full map, others extrapolate; repeatable (default: 0 0.25 0.5 0.75 1)")
-    parser.add_argument("--seed", action="append", type=int, metavar="NUMBER", help="seed of the starting noise; repeatable, a row each (default: 7)")
-    parser.add_argument("--remove", action="store_true", help="take the concept away with the inverse map: the prompt then names it")
+    parser.add_argument(
+        "--concept",
+        action="append",
+        metavar="WORDS|PICTURE",
+        help="a concept in words, or the path of a picture that shows it; repeatable (default: held-out concepts, one "
+        "of them a picture)",
+    )
+    parser.add_argument(
+        "--mix",
+        action="append",
+        metavar="A:0.5,B:0.5",
+        help="several concepts, words or pictures, with weights, as one; repeatable",
+    )
+    parser.add_argument(
+        "--strength",
+        action="append",
+        type=float,
+        metavar="NUMBER",
+        help="how strongly to steer: 0 off, 1 the full map, others extrapolate; repeatable (default: 0 0.25 0.5 0.75 "
+        "1)",
+    )
+    parser.add_argument(
+        "--seed",
+        action="append",
+        type=int,
+        metavar="NUMBER",
+        help="seed of the starting noise; repeatable, a row each (default: 7)",
+    )
+    parser.add_argument(
+        "--remove", action="store_true", help="take the concept away with the inverse map: the prompt then names it"
+    )
     parser.add_argument("--steps", type=int, default=None, help="sampling steps (default: 4)")
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER|FILE.png", help="folder for all pictures, or the file of the sheet")
-    parser.add_argument("--weights", type=Path, default=None, metavar="FOLDER", help="the weights folder (default: the one of this package)")
-    parser.add_argument("--hypernetwork", default=None, metavar="FILE", help="a hypernetwork file, or the name of one in the weights folder")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=OUTPUT,
+        metavar="FOLDER|FILE.png",
+        help="folder for all pictures, or the file of the sheet",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="the weights folder (default: the one of this package)",
+    )
+    parser.add_argument(
+        "--hypernetwork",
+        default=None,
+        metavar="FILE",
+        help="a hypernetwork file, or the name of one in the weights folder",
+    )
     parser.add_argument("--list", action="store_true", help="list subjects, colours and concepts, and stop")
 
 
@@ -75,29 +117,45 @@ def run(options: argparse.Namespace) -> int:
         maps = [each_map(one, TransportMaps.inverse) for one in maps]
     pictures = _pictures(pipeline, sources, maps, strengths, seeds, options.steps)
     rows = _rows(sources, pictures, strengths, seeds)
-    sheet = contact_sheet(rows, [_heading(s) for s in strengths], title=options.prompt, subtitle=_subtitle(options, pipeline),
-                          footer=f"maps of {len(maps)} concept{'s' * (len(maps) != 1)} predicted in {predicted * 1000:.0f} ms, nothing fitted")
+    sheet = contact_sheet(
+        rows,
+        [_heading(s) for s in strengths],
+        title=options.prompt,
+        subtitle=_subtitle(options, pipeline),
+        footer=f"maps of {len(maps)} concept{'s' * (len(maps) != 1)} predicted in {predicted * 1000:.0f} ms, nothing "
+        "fitted",
+    )
     path = _save(options, sheet, sources, pictures, strengths, seeds)
-    print(f"{path}: {len(pictures)} pictures in {time.monotonic() - started:.1f} s (loading {loaded - started:.1f} s, predicting "
-          f"the maps of {len(maps)} concepts {predicted * 1000:.0f} ms)")
+    print(
+        f"{path}: {len(pictures)} pictures in {time.monotonic() - started:.1f} s (loading {loaded - started:.1f} s, "
+        "predicting "
+        f"the maps of {len(maps)} concepts {predicted * 1000:.0f} ms)"
+    )
     return 0
 
 
 def gather(pipeline: Pipeline, options: argparse.Namespace) -> list[Source]:
     """The rows asked for, or the default ones. Raises an error in one sentence for a concept that cannot be used."""
     concepts, mixes = options.concept or [], options.mix or []
-    sources = [_source(pipeline, concept, options) for concept in concepts] + [_mixed(pipeline, mix, options) for mix in mixes]
+    sources = [_source(pipeline, concept, options) for concept in concepts] + [
+        _mixed(pipeline, mix, options) for mix in mixes
+    ]
     if sources:
         return sources
     sources = [_source(pipeline, concept, options) for concept in CONCEPTS]
     if not options.remove:  # a picture cannot be named in the prompt from which it is to be removed
         picture = reference_picture(REFERENCE)
-        sources.append(Source("a picture", f"shows {REFERENCE}", pipeline.embed_image(picture, "a picture"), options.prompt, picture))
+        sources.append(
+            Source(
+                "a picture", f"shows {REFERENCE}", pipeline.embed_image(picture, "a picture"), options.prompt, picture
+            )
+        )
     return sources
 
 
 def reference_picture(concept: str, seed: int = 5) -> Tensor:
-    """A postcard (3, 64, 64) that shows a concept, painted on the spot; subject, colour and place are as the seed says."""
+    """A postcard (3, 64, 64) that shows a concept, painted on the spot; subject, colour and place are as the seed
+    says."""
     from ..postcard.render import concept_index, random_truth, render
 
     truth = random_truth(1, torch.Generator().manual_seed(seed), generic=0.0)
@@ -106,7 +164,7 @@ def reference_picture(concept: str, seed: int = 5) -> Tensor:
 
 
 def parse_mix(text: str) -> list[tuple[str, float]]:
-    """"a:0.5,b:0.5" as pairs of concept and weight; a concept without number has the weight 1. Raises CommandError."""
+    """ "a:0.5,b:0.5" as pairs of concept and weight; a concept without number has the weight 1. Raises CommandError."""
     pairs = []
     for item in text.split(","):
         found = re.fullmatch(r"\s*(.*?)\s*(?::\s*([-+]?[0-9.]+(?:e[-+]?\d+)?)\s*)?", item)
@@ -115,8 +173,11 @@ def parse_mix(text: str) -> list[tuple[str, float]]:
             value = 1.0 if weight is None else float(weight)
         except ValueError:
             concept, value = "", 0.0
-        if not concept or not isfinite(value):
-            raise CommandError(f"The mix '{text}' has the part '{item}', expected concepts with weights such as \"teal mosaic:0.7,neon:0.3\": correct it.")
+        if not concept or concept.endswith(":") or not isfinite(value):
+            raise CommandError(
+                f"The mix '{text}' has the part '{item}', expected concepts with weights such as \"teal "
+                "mosaic:0.7,neon:0.3\": correct it."
+            )
         pairs.append((concept, value))
     return pairs
 
@@ -128,9 +189,15 @@ def catalogue() -> str:
     from ..postcard.subjects import SUBJECTS
 
     held = set(split()["heldout"])
-    lines = ["A prompt is a scene such as \"a small red house on the left\".", f"Subjects: {', '.join(SUBJECTS)}", f"Colours: {', '.join(COLOURS)}",
-             f"Sizes: {', '.join(SIZE_NAMES)}", f"Places: {', '.join(PLACES)}", "",
-             f"{len(concepts())} concepts; the {len(held)} marked * were held out from training the hypernetwork:"]
+    lines = [
+        'A prompt is a scene such as "a small red house on the left".',
+        f"Subjects: {', '.join(SUBJECTS)}",
+        f"Colours: {', '.join(COLOURS)}",
+        f"Sizes: {', '.join(SIZE_NAMES)}",
+        f"Places: {', '.join(PLACES)}",
+        "",
+        f"{len(concepts())} concepts; the {len(held)} marked * were held out from training the hypernetwork:",
+    ]
     for category in categories():
         names = [concept.name + "*" * (concept.name in held) for concept in concepts() if concept.category == category]
         lines.append(f"  {category} ({len(names)}): {', '.join(names)}")
@@ -139,21 +206,28 @@ def catalogue() -> str:
 
 def _check(options: argparse.Namespace, strengths: Sequence[float], seeds: Sequence[int]) -> None:
     if not options.prompt.strip():
-        raise CommandError("The prompt is empty, expected what the picture shows, such as \"a red house\".")
+        raise CommandError('The prompt is empty, expected what the picture shows, such as "a red house".')
     if options.steps is not None and not 1 <= options.steps <= 1000:
         raise CommandError(f"--steps is {options.steps}, expected a number from 1 to 1000: 4 is usual.")
-    if any(not 0 <= seed < 2 ** 63 for seed in seeds):
-        raise CommandError(f"--seed is {next(s for s in seeds if not 0 <= s < 2 ** 63)}, expected a whole number from 0 to 2^63 - 1.")
+    if any(not 0 <= seed < 2**63 for seed in seeds):
+        raise CommandError(
+            f"--seed is {next(s for s in seeds if not 0 <= s < 2**63)}, expected a whole number from 0 to 2^63 - 1."
+        )
     count = len(strengths) * len(seeds) * (len(options.concept or []) + len(options.mix or []) or len(CONCEPTS) + 1)
     if count > MOST_PICTURES:
-        raise CommandError(f"That would be {count} pictures, expected at most {MOST_PICTURES}: ask for fewer strengths, seeds or concepts.")
+        raise CommandError(
+            f"That would be {count} pictures, expected at most {MOST_PICTURES}: ask for fewer strengths, seeds or "
+            "concepts."
+        )
 
 
 def _checked_strengths(asked: Sequence[float] | None) -> list[float]:
     strengths = list(dict.fromkeys(asked)) if asked else list(STRENGTHS)
     for strength in strengths:
         if not isfinite(strength) or abs(strength) > 10:
-            raise CommandError(f"--strength is {strength:g}, expected a number from -10 to 10: 0 is off and 1 the full map.")
+            raise CommandError(
+                f"--strength is {strength:g}, expected a number from -10 to 10: 0 is off and 1 the full map."
+            )
     return strengths
 
 
@@ -164,8 +238,11 @@ def _embedded(pipeline: Pipeline, concept: str) -> tuple[ConceptEmbedding, Tenso
         return pipeline.embed_image(picture, Path(concept).name), picture
     unknown = pipeline.unknown_words(concept)
     if concept.strip() and unknown:
-        raise CommandError(f"The concept '{concept}' has the word '{unknown[0]}', which this small world was never taught: choose words from "
-                           "`demo --list`, or give the path of a picture.")
+        raise CommandError(
+            f"The concept '{concept}' has the word '{unknown[0]}', which this small world was never taught: choose "
+            "words from "
+            "`demo --list`, or give the path of a picture."
+        )
     return pipeline.embed_text(concept), None
 
 
@@ -174,7 +251,9 @@ def _source(pipeline: Pipeline, concept: str, options: argparse.Namespace) -> So
 
     embedding, picture = _embedded(pipeline, concept)
     prompt = in_concept([options.prompt], concept.strip())[0] if options.remove and picture is None else options.prompt
-    return Source(embedding.source, "a picture" if picture is not None else _category(concept), embedding, prompt, picture)
+    return Source(
+        embedding.source, "a picture" if picture is not None else _category(concept), embedding, prompt, picture
+    )
 
 
 def _mixed(pipeline: Pipeline, mix: str, options: argparse.Namespace) -> Source:
@@ -185,9 +264,17 @@ def _mixed(pipeline: Pipeline, mix: str, options: argparse.Namespace) -> Source:
     embedding = pipeline.mix([part for part, _ in parts], [weight for _, weight in pairs])
     prompt = options.prompt
     if options.remove:
-        prompt = in_concept([prompt], ", ".join(concept for (concept, _), (_, picture) in zip(pairs, parts) if picture is None))[0]
+        prompt = in_concept(
+            [prompt], ", ".join(concept for (concept, _), (_, picture) in zip(pairs, parts) if picture is None)
+        )[0]
     picture = next((picture for _, picture in parts if picture is not None), None)
-    return Source(" + ".join(f"{weight:g} {part.source}" for (part, _), (_, weight) in zip(parts, pairs)), "mixed", embedding, prompt, picture)
+    return Source(
+        " + ".join(f"{weight:g} {part.source}" for (part, _), (_, weight) in zip(parts, pairs)),
+        "mixed",
+        embedding,
+        prompt,
+        picture,
+    )
 
 
 def _category(concept: str) -> str:
@@ -199,9 +286,16 @@ def _category(concept: str) -> str:
     return f"{known.category}, held out" if known.name in split()["heldout"] else known.category
 
 
-def _pictures(pipeline: Pipeline, sources: Sequence[Source], maps: Sequence[StepMaps], strengths: Sequence[float], seeds: Sequence[int],
-              steps: int | None) -> dict[tuple[int, int, float], Tensor]:
-    """{(source, seed, strength): (3, 64, 64)}. One picture at a time, so each is the same whatever else is on the sheet."""
+def _pictures(
+    pipeline: Pipeline,
+    sources: Sequence[Source],
+    maps: Sequence[StepMaps],
+    strengths: Sequence[float],
+    seeds: Sequence[int],
+    steps: int | None,
+) -> dict[tuple[int, int, float], Tensor]:
+    """{(source, seed, strength): (3, 64, 64)}. One picture at a time, so each is the same whatever else is on the
+    sheet."""
     plain: dict[tuple[str, int], Tensor] = {}
     pictures = {}
     for number, (source, map_) in enumerate(zip(sources, maps)):
@@ -217,13 +311,25 @@ def _pictures(pipeline: Pipeline, sources: Sequence[Source], maps: Sequence[Step
     return pictures
 
 
-def _rows(sources: Sequence[Source], pictures: dict[tuple[int, int, float], Tensor], strengths: Sequence[float], seeds: Sequence[int]) -> list[Row]:
+def _rows(
+    sources: Sequence[Source],
+    pictures: dict[tuple[int, int, float], Tensor],
+    strengths: Sequence[float],
+    seeds: Sequence[int],
+) -> list[Row]:
     rows = []
     for number, source in enumerate(sources):
         for index, seed in enumerate(seeds):
             note = source.note + (f", seed {seed}" if len(seeds) > 1 else "")
-            rows.append(Row([pictures[number, seed, strength] for strength in strengths], source.label if index == 0 else "", note if index == 0 else f"seed {seed}",
-                            source.thumbnail if index == 0 else None, starts_group=len(seeds) > 1 and index == 0))
+            rows.append(
+                Row(
+                    [pictures[number, seed, strength] for strength in strengths],
+                    source.label if index == 0 else "",
+                    note if index == 0 else f"seed {seed}",
+                    source.thumbnail if index == 0 else None,
+                    starts_group=len(seeds) > 1 and index == 0,
+                )
+            )
     return rows
 
 
@@ -232,23 +338,42 @@ def _heading(strength: float) -> str:
 
 
 def _subtitle(options: argparse.Namespace, pipeline: Pipeline) -> str:
-    parts = ["seed " + ", ".join(str(seed) for seed in options.seed or [7]), f"{options.steps or pipeline.steps_default} steps"]
+    parts = [
+        "seed " + ", ".join(str(seed) for seed in options.seed or [7]),
+        f"{options.steps or pipeline.steps_default} steps",
+    ]
     if options.remove:
         parts.append("concepts named in the prompt and removed with the inverse map")
     return " · ".join(parts)
 
 
-def _save(options: argparse.Namespace, sheet: Tensor, sources: Sequence[Source], pictures: dict[tuple[int, int, float], Tensor],
-          strengths: Sequence[float], seeds: Sequence[int]) -> Path:
-    """Write the sheet and, in a folder beside it, the single pictures; returns the path of the sheet. Raises FileError."""
+def _save(
+    options: argparse.Namespace,
+    sheet: Tensor,
+    sources: Sequence[Source],
+    pictures: dict[tuple[int, int, float], Tensor],
+    strengths: Sequence[float],
+    seeds: Sequence[int],
+) -> Path:
+    """Write the sheet and, in a folder beside it, the single pictures; returns the path of the sheet. Raises
+    FileError."""
     is_file = options.output.suffix.lower() == ".png"
     path = options.output if is_file else options.output / f"{'remove' if options.remove else 'demo'}.png"
     texts = {"prompt": options.prompt, "concepts": "; ".join(source.label for source in sources)}
     for (number, seed, strength), picture in pictures.items():
         source = sources[number]
         name = f"{number + 1:02d}_{slug(source.label)}_seed{seed}_strength{strength:g}.png"
-        save_picture(path.with_suffix("") / name, picture, {"prompt": source.prompt, "concept": source.label, "seed": str(seed), "strength": f"{strength:g}",
-                                                             "removed": str(options.remove)})
+        save_picture(
+            path.with_suffix("") / name,
+            picture,
+            {
+                "prompt": source.prompt,
+                "concept": source.label,
+                "seed": str(seed),
+                "strength": f"{strength:g}",
+                "removed": str(options.remove),
+            },
+        )
     save_sheet(path, sheet, texts)
     return path
 

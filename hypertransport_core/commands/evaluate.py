@@ -1,13 +1,18 @@
 """Measure steering on held-out concepts against prompting and per-concept fits, judged by an independent network."""
+
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..files import FileError
 from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline
 from . import CommandError
+
+if TYPE_CHECKING:
+    from ..evaluation.runner import EvaluationSettings
 
 QUICK = {"concepts": 12, "prompts": 8, "fit_concepts": 1, "world": 102, "renders": 500}
 QUICK_FIT_BATCH = 4
@@ -16,19 +21,73 @@ QUICK_FIT_BATCH = 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where to write the numbers")
-    parser.add_argument("--quick", action="store_true", help="12 held-out concepts, 8 prompts each, LinEAS with 1000 steps on one of them: at most 10 minutes on 2 cores")
-    parser.add_argument("--methods", default=None, metavar="A,B", help="methods to compare (default: all): ours_text, ours_image, prompting, lineas_1000, lineas_50, nearest, mean_act")
-    parser.add_argument("--concepts", type=int, default=None, metavar="N", help="held-out concepts, spread over the categories (default: all)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="12 held-out concepts, 8 prompts each, LinEAS with 1000 steps on one of them: at most 10 minutes on 2 "
+        "cores",
+    )
+    parser.add_argument(
+        "--methods",
+        default=None,
+        metavar="A,B",
+        help="methods to compare (default: all): ours_text, ours_image, prompting, lineas_1000, lineas_50, nearest, "
+        "mean_act",
+    )
+    parser.add_argument(
+        "--concepts",
+        type=int,
+        default=None,
+        metavar="N",
+        help="held-out concepts, spread over the categories (default: all)",
+    )
     parser.add_argument("--prompts", type=int, default=None, metavar="N", help="scenes per concept (default: 16)")
     parser.add_argument("--seed", type=int, default=None, help="of scenes and starting noise (default: 90000)")
     parser.add_argument("--steps", type=int, default=None, help="sampling steps (default: 4)")
-    parser.add_argument("--fit-concepts", type=int, default=None, metavar="N", help="concepts on which LinEAS with 1000 steps is run (default: 9, one per category)")
-    parser.add_argument("--fit-batch", type=int, default=None, metavar="N", help="samples per step of LinEAS, a divisor of 32 (default: 8)")
-    parser.add_argument("--fit-levels", type=int, default=None, metavar="N", help="sampling steps in LinEAS's loss (default: 1, as its authors do)")
-    parser.add_argument("--cache", type=Path, default=None, metavar="FOLDER", help="keep finished fits here, so that a stopped evaluation goes on")
-    parser.add_argument("--sheet", type=Path, default=None, metavar="FILE.png", help="write one picture per concept and method as well")
-    parser.add_argument("--weights", type=Path, default=None, metavar="FOLDER", help="the weights folder (default: the one of this package)")
-    parser.add_argument("--hypernetwork", default=None, metavar="FILE", help="a hypernetwork file, or the name of one in the weights folder")
+    parser.add_argument(
+        "--fit-concepts",
+        type=int,
+        default=None,
+        metavar="N",
+        help="concepts on which LinEAS with 1000 steps is run (default: 9, one per category)",
+    )
+    parser.add_argument(
+        "--fit-batch",
+        type=int,
+        default=None,
+        metavar="N",
+        help="samples per step of LinEAS, a divisor of 32 (default: 8)",
+    )
+    parser.add_argument(
+        "--fit-levels",
+        type=int,
+        default=None,
+        metavar="N",
+        help="sampling steps in LinEAS's loss (default: 1, as its authors do)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="keep finished fits here, so that a stopped evaluation goes on",
+    )
+    parser.add_argument(
+        "--sheet", type=Path, default=None, metavar="FILE.png", help="write one picture per concept and method as well"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="the weights folder (default: the one of this package)",
+    )
+    parser.add_argument(
+        "--hypernetwork",
+        default=None,
+        metavar="FILE",
+        help="a hypernetwork file, or the name of one in the weights folder",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on the way")
 
 
@@ -43,7 +102,10 @@ def run(options: argparse.Namespace) -> int:
 
     folder = WEIGHTS if options.weights is None else options.weights
     if not (folder / JUDGE_FILE).is_file():
-        raise FileError(f"{folder} holds no {JUDGE_FILE}, expected the judge of the Postcard world: check --weights, or download the package again")
+        raise FileError(
+            f"{folder} holds no {JUDGE_FILE}, expected the judge of the Postcard world: check --weights, or download "
+            "the package again"
+        )
     pipeline = Pipeline.load(folder, hypernetwork=options.hypernetwork)
     result = evaluate(pipeline, Judge.load(folder / JUDGE_FILE), settings, quiet=options.quiet)
     flat = flatten(result, settings)
@@ -52,26 +114,48 @@ def run(options: argparse.Namespace) -> int:
     if options.sheet is not None:
         write_sheet(options.sheet, result, settings.methods)
     print(table(flat))
-    print(f"\n{options.json}: {result.images} pictures of {len(result.heldout)} held-out concepts in {result.seconds / 60:.1f} minutes")
+    print(
+        f"\n{options.json}: {result.images} pictures of {len(result.heldout)} held-out concepts in "
+        f"{result.seconds / 60:.1f} minutes"
+    )
     return 0
 
 
-def settings_of(options: argparse.Namespace) -> "EvaluationSettings":  # noqa: F821
+def settings_of(options: argparse.Namespace) -> EvaluationSettings:
     """Checked settings; what is named beats --quick, which beats the defaults. Raises CommandError."""
     from ..evaluation.methods import METHODS, SAMPLES
     from ..evaluation.runner import EvaluationSettings
 
     settings = EvaluationSettings(**QUICK) if options.quick else EvaluationSettings()
     fit = replace(settings.fit, cache=options.cache, batch=QUICK_FIT_BATCH if options.quick else settings.fit.batch)
-    fit = replace(fit, **{name: value for name, value in (("batch", options.fit_batch), ("levels", options.fit_levels)) if value is not None})
-    named = {name: getattr(options, name) for name in ("concepts", "prompts", "seed", "steps", "fit_concepts") if getattr(options, name) is not None}
+    fit = replace(
+        fit,
+        **{
+            name: value
+            for name, value in (("batch", options.fit_batch), ("levels", options.fit_levels))
+            if value is not None
+        },
+    )
+    named = {
+        name: getattr(options, name)
+        for name in ("concepts", "prompts", "seed", "steps", "fit_concepts")
+        if getattr(options, name) is not None
+    }
     settings = replace(settings, fit=fit, **named)
     if options.methods is not None:
-        settings = replace(settings, methods=tuple(dict.fromkeys(name.strip() for name in options.methods.split(",") if name.strip())))
+        settings = replace(
+            settings, methods=tuple(dict.fromkeys(name.strip() for name in options.methods.split(",") if name.strip()))
+        )
     for name in settings.methods:
         if name not in METHODS:
             raise CommandError(f"--methods names '{name}', expected some of {', '.join(METHODS)}.")
-    for name, low, high in (("concepts", 1, 10**6), ("prompts", 1, 10**5), ("seed", 0, 2**62), ("steps", 1, 1000), ("fit_concepts", 1, 10**6)):
+    for name, low, high in (
+        ("concepts", 1, 10**6),
+        ("prompts", 1, 10**5),
+        ("seed", 0, 2**62),
+        ("steps", 1, 1000),
+        ("fit_concepts", 1, 10**6),
+    ):
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:
             raise CommandError(f"--{name.replace('_', '-')} is {value}, expected a whole number from {low} to {high}.")
@@ -82,11 +166,17 @@ def settings_of(options: argparse.Namespace) -> "EvaluationSettings":  # noqa: F
     return settings
 
 
-def described(options: argparse.Namespace, settings: "EvaluationSettings", pipeline: Pipeline) -> dict[str, object]:  # noqa: F821
+def described(options: argparse.Namespace, settings: EvaluationSettings, pipeline: Pipeline) -> dict[str, object]:
     """What was evaluated, and how, beside the numbers."""
     from ..evaluation.methods import info_of
 
     sites = pipeline.hypernetwork.sites if pipeline.hypernetwork is not None else ()
     training = pipeline.header.get("training", {})
-    return {**info_of(settings.fit), "quick": bool(options.quick), "hypernetwork.sites": len(sites), "hypernetwork.channels": sum(site.channels for site in sites),
-            "hypernetwork.kinds": sorted({site.kind for site in sites}), "hypernetwork.training": {key: value for key, value in training.items() if key in ("step", "concept_set")}}
+    return {
+        **info_of(settings.fit),
+        "quick": bool(options.quick),
+        "hypernetwork.sites": len(sites),
+        "hypernetwork.channels": sum(site.channels for site in sites),
+        "hypernetwork.kinds": sorted({site.kind for site in sites}),
+        "hypernetwork.training": {key: value for key, value in training.items() if key in ("step", "concept_set")},
+    }

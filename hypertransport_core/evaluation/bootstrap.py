@@ -1,4 +1,5 @@
 """Confidence intervals by resampling concepts: how far a result would move with other concepts of the same kind."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,7 +9,9 @@ import torch
 RESAMPLES = 2000
 
 
-def interval(values: Sequence[float], confidence: float = 0.95, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+def interval(
+    values: Sequence[float], confidence: float = 0.95, *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of per-concept values: (low, high). Values that are NaN are left out.
 
     Percentile method (Efron 1979); the same seed gives the same interval. Without values (nan, nan).
@@ -23,8 +26,11 @@ def interval(values: Sequence[float], confidence: float = 0.95, *, seed: int = 0
     return low, high
 
 
-def paired_interval(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95, *, seed: int = 0) -> tuple[float, float]:
-    """Interval of the mean difference ours - theirs over the same concepts; it excludes 0 when one is better beyond chance."""
+def paired_interval(
+    ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95, *, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the mean difference ours - theirs over the same concepts; it excludes 0 when one is better beyond
+    chance."""
     if len(ours) != len(theirs):
         raise ValueError(f"Got {len(ours)} and {len(theirs)} values to compare; give one of each per concept.")
     return interval([a - b for a, b in zip(ours, theirs)], confidence, seed=seed)

@@ -1,4 +1,6 @@
-"""What the judge says about pictures, per concept: concept named, subject and colour kept, probability rising with strength."""
+"""What the judge says about pictures, per concept: concept named, subject and colour kept, probability rising with
+strength."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,14 +16,16 @@ from ..postcard.render import COLOURS
 from ..postcard.subjects import SUBJECTS
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Below this a fall of the mean probability is noise of a few samples, not a reversal; the strict share is reported beside it.
+# Below this a fall of the mean probability is noise of a few samples, not a reversal; the strict share is reported
+# beside it.
 FALL_ALLOWED = 0.01
 TRAINING_SCENES, TRAINING_SEED = 128, 0  # more scenes than any training uses, so that none of them is asked here
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Prompts of generic scenes with fresh seeds and the truth about each: indices of subject and colour, int64 (n,)."""
+    """Prompts of generic scenes with fresh seeds and the truth about each: indices of subject and colour, int64
+    (n,)."""
 
     prompts: list[str]
     seeds: list[int]
@@ -34,7 +38,8 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Judged:
-    """The judge's verdict on n pictures of one prompt set: bool (n,) subject and colour right; (n, concepts + 1) probabilities."""
+    """The judge's verdict on n pictures of one prompt set: bool (n,) subject and colour right; (n, concepts + 1)
+    probabilities."""
 
     subject: Tensor
     colour: Tensor
@@ -50,21 +55,26 @@ class Judged:
 
 
 def fresh_scenes(count: int, seed: int = 90_000) -> Scenes:
-    """`count` scenes none of which is among the training scenes, each with a noise seed of its own; the same for every concept."""
+    """`count` scenes none of which is among the training scenes, each with a noise seed of its own; the same for every
+    concept."""
     known = set(scene_prompts(TRAINING_SCENES, TRAINING_SEED))
     prompts = [prompt for prompt in scene_prompts(count + len(known), seed) if prompt not in known][:count]
     return Scenes(prompts, [seed + index for index in range(count)], *truth_of(prompts))
 
 
 def truth_of(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Indices of the subject and the colour that canonical scene prompts name, int64 (n,) each. Raises ValueError where one is missing."""
+    """Indices of the subject and the colour that canonical scene prompts name, int64 (n,) each. Raises ValueError where
+    one is missing."""
     subjects, colours = [], []
     for prompt in prompts:
         words = prompt.split(",")[0].split()
         subject = next((word for word in words if word in SUBJECTS), None)
         colour = next((word for word in words if word in SUBJECT_COLOURS), None)
         if subject is None or colour is None:
-            raise ValueError(f"The scene '{prompt}' names no known {'subject' if subject is None else 'colour'}; use scenes of scene_prompts().")
+            raise ValueError(
+                f"The scene '{prompt}' names no known {'subject' if subject is None else 'colour'}; use scenes of "
+                "scene_prompts()."
+            )
         subjects.append(SUBJECTS.index(subject))
         colours.append(COLOURS.index(colour))
     return torch.tensor(subjects), torch.tensor(colours)
@@ -78,8 +88,11 @@ def concept_number(name: str) -> int:
 def judged(judge: Judge, pictures: Tensor, subject: Tensor, colour: Tensor) -> Judged:
     """Judge pictures (n, 3, 64, 64) against the truth about their prompts."""
     parts = [judge.verdict(part) for part in pictures.split(128)]
-    return Judged(torch.cat([p.subject for p in parts]).argmax(1) == subject, torch.cat([p.colour for p in parts]).argmax(1) == colour,
-                  torch.cat([p.concept for p in parts]))
+    return Judged(
+        torch.cat([p.subject for p in parts]).argmax(1) == subject,
+        torch.cat([p.colour for p in parts]).argmax(1) == colour,
+        torch.cat([p.concept for p in parts]),
+    )
 
 
 def kept(before: Tensor, after: Tensor) -> float:
@@ -88,7 +101,8 @@ def kept(before: Tensor, after: Tensor) -> float:
 
 
 def rises(probabilities: Sequence[float], fall_allowed: float = FALL_ALLOWED) -> bool:
-    """Whether probabilities over growing strength never fall by more than `fall_allowed`, and end above where they began."""
+    """Whether probabilities over growing strength never fall by more than `fall_allowed`, and end above where they
+    began."""
     steady = all(b >= a - fall_allowed for a, b in zip(probabilities, probabilities[1:]))
     return steady and probabilities[-1] > probabilities[0]
 

@@ -1,4 +1,5 @@
 """The methods compared on a held-out concept: each turns a concept's name into prompts and maps."""
+
 from __future__ import annotations
 
 import hashlib
@@ -23,14 +24,16 @@ from ..weights_io import load_maps, save_maps
 
 METHODS = ("ours_text", "ours_image", "prompting", "lineas_1000", "lineas_50", "nearest", "mean_act")
 DEAR = ("lineas_1000", "nearest")  # 1000 optimisation steps per concept: run on a subset
-# Adam moves a shift by about rate x iterations / 2 source standard deviations at most: 10 and 5 of them reach any concept.
+# Adam moves a shift by about rate x iterations / 2 source standard deviations at most: 10 and 5 of them reach any
+# concept.
 RATES = {1000: 0.02, 50: 0.2}
 SAMPLES, SCENES_SEED, FIT_SEED = 32, 0, 40_000  # the scenes of training, noise of its own
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How per-concept maps are fitted: n of the loss, noise levels in it, folder where finished fits are kept (None = nowhere)."""
+    """How per-concept maps are fitted: n of the loss, noise levels in it, folder where finished fits are kept (None =
+    nowhere)."""
 
     batch: int = 8
     levels: int = 1
@@ -58,13 +61,25 @@ class Fitter:
 
         def report(iteration: int, loss: float) -> None:
             nonlocal last
-            self.progress((iteration - last) * cost_of_step(self.settings), f"LinEAS, {concept}, step {iteration} of {iterations}")
+            self.progress(
+                (iteration - last) * cost_of_step(self.settings), f"LinEAS, {concept}, step {iteration} of {iterations}"
+            )
             last = iteration
 
         def fit() -> TransportMaps:
             source, target, seeds = self._samples(concept)
-            return lineas(self.pipeline.backbone, self.sites, source, target, seeds, iterations=iterations, batch=self.settings.batch,
-                          learning_rate=RATES.get(iterations, 10.0 / iterations), steps=self.settings.levels, progress=report)
+            return lineas(
+                self.pipeline.backbone,
+                self.sites,
+                source,
+                target,
+                seeds,
+                iterations=iterations,
+                batch=self.settings.batch,
+                learning_rate=RATES.get(iterations, 10.0 / iterations),
+                steps=self.settings.levels,
+                progress=report,
+            )
 
         return self._kept(("lineas:" + concept, iterations), fit, iterations * cost_of_step(self.settings))
 
@@ -98,7 +113,9 @@ class Fitter:
             started = time.perf_counter()
             found = fit()
             self.seconds[key] = time.perf_counter() - started
-            found = TransportMaps(found.sites, found.scale, found.shift, {**found.info, "concept": key[0], "seconds": self.seconds[key]})
+            found = TransportMaps(
+                found.sites, found.scale, found.shift, {**found.info, "concept": key[0], "seconds": self.seconds[key]}
+            )
             if path is not None:
                 save_maps(path, found, family=self.pipeline.backbone.family)
         self._memory[key] = found
@@ -108,8 +125,16 @@ class Fitter:
         if self.settings.cache is None:
             return None
         source, target, seeds = self._samples(key[0].split(":", 1)[1])
-        facts = [key, self.pipeline.backbone.fingerprint(), [site.path for site in self.sites], prompts_hash([*source, *target]), seeds,
-                 self.settings.batch, self.settings.levels, RATES.get(key[1])]
+        facts = [
+            key,
+            self.pipeline.backbone.fingerprint(),
+            [site.path for site in self.sites],
+            prompts_hash([*source, *target]),
+            seeds,
+            self.settings.batch,
+            self.settings.levels,
+            RATES.get(key[1]),
+        ]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         return self.settings.cache / f"{key[0].replace(':', '-').replace(' ', '-')}-{key[1]}-{digest}.safetensors"
 
@@ -161,7 +186,8 @@ class Methods:
 
 
 def reference(concept: str) -> Tensor:
-    """One postcard (3, 64, 64) that shows a concept, as a user's picture would: subject, colour and place are arbitrary."""
+    """One postcard (3, 64, 64) that shows a concept, as a user's picture would: subject, colour and place are
+    arbitrary."""
     number = int(hashlib.sha256(concept.encode()).hexdigest()[:8], 16)
     truth = random_truth(1, torch.Generator().manual_seed(number), generic=0.0)
     truth.concept = concept_index([concept])
@@ -173,7 +199,12 @@ def stratified(names: Sequence[str], count: int) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(by_name()[name].category, []).append(name)
-    chosen = [name for place in range(max(map(len, groups.values()), default=0)) for group in groups.values() for name in group[place:place + 1]][:count]
+    chosen = [
+        name
+        for place in range(max(map(len, groups.values()), default=0))
+        for group in groups.values()
+        for name in group[place : place + 1]
+    ][:count]
     return [name for name in names if name in chosen]
 
 
@@ -195,5 +226,12 @@ def _cached(path: Path | None, sites: tuple[Site, ...]) -> TransportMaps | None:
 def info_of(settings: FitSettings) -> dict[str, Any]:
     """The settings of the fits, for the report."""
     longest, shortest = settings.iterations
-    return {"fit.batch": settings.batch, "fit.levels": settings.levels, "fit.samples": SAMPLES, "fit.steps_long": longest, "fit.steps_short": shortest,
-            "fit.rate_long": RATES.get(longest, 10.0 / longest), "fit.rate_short": RATES.get(shortest, 10.0 / shortest)}
+    return {
+        "fit.batch": settings.batch,
+        "fit.levels": settings.levels,
+        "fit.samples": SAMPLES,
+        "fit.steps_long": longest,
+        "fit.steps_short": shortest,
+        "fit.rate_long": RATES.get(longest, 10.0 / longest),
+        "fit.rate_short": RATES.get(shortest, 10.0 / shortest),
+    }

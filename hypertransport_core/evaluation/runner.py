@@ -1,4 +1,5 @@
 """Running an evaluation: pictures of every method and concept, judged on the spot; only verdicts are kept."""
+
 from __future__ import annotations
 
 import statistics
@@ -24,7 +25,8 @@ PREDICTIONS = 15  # timed predictions; the first ones warm caches up and are lef
 @dataclass(frozen=True)
 class EvaluationSettings:
     """What to measure. concepts: how many held-out ones (None = all); prompts: scenes per concept; steps: of sampling;
-    fit_concepts: on how many of the concepts the dear methods run; world: pictures for the world's own bars; renders: for the judge's."""
+    fit_concepts: on how many of the concepts the dear methods run; world: pictures for the world's own bars; renders:
+    for the judge's."""
 
     concepts: int | None = None
     prompts: int = 16
@@ -39,7 +41,8 @@ class EvaluationSettings:
 
 @dataclass
 class Result:
-    """Everything measured: {method: {concept: {measure: value}}}, mean probabilities over strength, distances, seconds, bars."""
+    """Everything measured: {method: {concept: {measure: value}}}, mean probabilities over strength, distances, seconds,
+    bars."""
 
     heldout: list[str] = field(default_factory=list)
     fitted: list[str] = field(default_factory=list)
@@ -74,17 +77,25 @@ class Progress:
         share = min(self.done / self.total, 0.999)
         left = duration((now - self.started) * (1 / share - 1)) if share > 0.001 else "some time"
         line = f"{share:4.0%}  {left} left  {text}"
-        print(f"\r{line[:110]:<110}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+        _tell(f"\r{line[:110]:<110}" if live else f"{line}\n")
 
     def finish(self) -> None:
         """End the line of a terminal."""
         if not self.quiet and sys.stderr.isatty():
-            print(f"\r{'':<110}\r", end="", file=sys.stderr, flush=True)
+            _tell(f"\r{'':<110}\r")
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def evaluate(pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, *, quiet: bool = False) -> Result:
-    """Measure all methods on held-out concepts. The cheap methods run first, so a stopped run has warmed nothing but the fits' cache."""
-    names = stratified(split()["heldout"], settings.concepts if settings.concepts is not None else len(split()["heldout"]))
+    """Measure all methods on held-out concepts, the cheap ones first. What outlasts a stopped run is the cache of
+    fits."""
+    names = stratified(
+        split()["heldout"], settings.concepts if settings.concepts is not None else len(split()["heldout"])
+    )
     result = Result(names, stratified(names, settings.fit_concepts))
     progress = Progress(_total_cost(settings, len(names), len(result.fitted)), quiet)
     started = time.monotonic()
@@ -110,10 +121,14 @@ def evaluate(pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, *, 
 class _Look:
     """Makes pictures and has them judged, counting both."""
 
-    def __init__(self, pipeline: Pipeline, judge: Judge, steps: int, result: Result, progress: Callable[[float, str], None]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, judge: Judge, steps: int, result: Result, progress: Callable[[float, str], None]
+    ) -> None:
         self.pipeline, self.judge, self.steps, self.result, self.progress = pipeline, judge, steps, result, progress
 
-    def __call__(self, scenes: Scenes, prompts: Sequence[str], maps: StepMaps | None, strength: float, method: str, concept: str) -> Judged:
+    def __call__(
+        self, scenes: Scenes, prompts: Sequence[str], maps: StepMaps | None, strength: float, method: str, concept: str
+    ) -> Judged:
         pictures = self.pipeline.generate(prompts, scenes.seeds, maps, strength, steps=self.steps)
         self.result.images += len(pictures)
         if strength == 1.0:
@@ -127,8 +142,11 @@ def _one(result: Result, look: _Look, methods: Methods, method: str, name: str, 
     number, maps = concept_number(name), methods.maps(method, name)
     found = look(scenes, methods.prompts(method, name, scenes.prompts), maps, 1.0, method, name)
     result.scores.setdefault(method, {})[name] = {
-        "concept": float(found.named(number).float().mean()), "subject": kept(plain.subject, found.subject),
-        "colour": kept(plain.colour, found.colour), "probability": found.probability(number)}
+        "concept": float(found.named(number).float().mean()),
+        "subject": kept(plain.subject, found.subject),
+        "colour": kept(plain.colour, found.colour),
+        "probability": found.probability(number),
+    }
     if method == "ours_text":
         between = [look(scenes, scenes.prompts, maps, strength, method, name) for strength in STRENGTHS[1:-1]]
         steps = [plain, *between, found]
@@ -145,10 +163,15 @@ def _world(pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, resul
         scenes = fresh_scenes(settings.world, WORLD_SEED)
         order = torch.randperm(len(concepts()), generator=torch.Generator().manual_seed(WORLD_SEED)).tolist()
         numbers = torch.tensor([order[index % len(order)] for index in range(len(scenes))])
-        prompts = [in_concept([prompt], concepts()[number].name)[0] for prompt, number in zip(scenes.prompts, numbers.tolist())]
+        prompts = [
+            in_concept([prompt], concepts()[number].name)[0] for prompt, number in zip(scenes.prompts, numbers.tolist())
+        ]
         found = look(scenes, prompts, None, 1.0, "world", "")
-        result.world = {"postcard.subject": float(found.subject.float().mean()), "postcard.colour": float(found.colour.float().mean()),
-                        "postcard.concept": float((found.concept.argmax(1) == numbers).float().mean())}
+        result.world = {
+            "postcard.subject": float(found.subject.float().mean()),
+            "postcard.colour": float(found.colour.float().mean()),
+            "postcard.concept": float((found.concept.argmax(1) == numbers).float().mean()),
+        }
     if settings.renders:
         rates = accuracy(judge, settings.renders)
         result.world["judge.renders"] = sum(rates.values()) / len(rates)
@@ -164,9 +187,16 @@ def speed(methods: Methods, names: Sequence[str], fitter: Fitter) -> dict[str, f
     longest, shortest = fitter.settings.iterations
     times = [methods.predict_seconds(names[index % len(names)]) for index in range(PREDICTIONS)][3:]
     found: dict[str, float | bool | None] = {"speed.predict_seconds": statistics.median(times)}
-    for key, kind, iterations in (("speed.fit_seconds", "lineas:", longest), ("speed.fit_short_seconds", "lineas:", shortest),
-                                  ("speed.mean_act_seconds", "mean_act:", 0)):
-        seconds = [value for (name, count), value in fitter.seconds.items() if name.startswith(kind) and count == iterations and value == value]
+    for key, kind, iterations in (
+        ("speed.fit_seconds", "lineas:", longest),
+        ("speed.fit_short_seconds", "lineas:", shortest),
+        ("speed.mean_act_seconds", "mean_act:", 0),
+    ):
+        seconds = [
+            value
+            for (name, count), value in fitter.seconds.items()
+            if name.startswith(kind) and count == iterations and value == value
+        ]
         found[key] = statistics.median(seconds) if seconds else None
     found["speed.fit_from_cache"] = bool(fitter.from_cache)
     if found["speed.fit_seconds"]:

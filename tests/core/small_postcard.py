@@ -1,4 +1,6 @@
-"""An untrained Postcard world in a folder: the real file layout with small random networks, for tests of commands and pipeline."""
+"""An untrained Postcard world in a folder: the real file layout with small random networks, for tests of commands and
+pipeline."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -18,7 +20,8 @@ from hypertransport_core.weights_io import save_hypernetwork
 
 
 def write_world(folder: Path, *, steps: int = 1, effect: float = 0.1) -> Path:
-    """Write all weights files of a small world. steps: sets of maps of its hypernetwork; effect: size of its maps, 0 = identity."""
+    """Write all weights files of a small world. steps: sets of maps of its hypernetwork; effect: size of its maps, 0 =
+    identity."""
     torch.manual_seed(11)
     clip = PostcardCLIP(vocabulary())
     network = PostcardUNet(UNetConfig(model_channels=32, channel_mult=(1, 2)))
@@ -28,16 +31,30 @@ def write_world(folder: Path, *, steps: int = 1, effect: float = 0.1) -> Path:
                 parameter.normal_(std=0.05)
     clip.save(folder / CLIP_FILE)
     save_file(folder / MODEL_FILE, network.state_dict(), KIND, {"config": network.config.to_dict()})
-    Judge((8, 8, 8, 8)).eval().save(folder / JUDGE_FILE)
-    write_hypernetwork(folder / HYPERNETWORK_FILE, PostcardBackbone(network, clip), PostcardClipEncoder(clip), steps=steps, effect=effect)
+    Judge((8, 8, 8, 8)).eval().save(folder / JUDGE_FILE, {"training": {"steps": 0}})
+    write_hypernetwork(
+        folder / HYPERNETWORK_FILE,
+        PostcardBackbone(network, clip),
+        PostcardClipEncoder(clip),
+        steps=steps,
+        effect=effect,
+    )
     return folder
 
 
-def write_hypernetwork(path: Path, backbone: PostcardBackbone, encoder: PostcardClipEncoder, *, steps: int = 1, effect: float = 0.1) -> None:
+def write_hypernetwork(
+    path: Path, backbone: PostcardBackbone, encoder: PostcardClipEncoder, *, steps: int = 1, effect: float = 0.1
+) -> None:
     """Write a hypernetwork with random maps for a backbone and encoder."""
     sites = backbone.sites("attention_mlp")
     hypernetwork = MLPHypernetwork(sites, encoder.width, steps=steps, width=32, bottleneck=8)
     torch.nn.init.normal_(hypernetwork.head.weight, std=effect)
     means = {"text": torch.full((encoder.width,), 0.01), "image": torch.full((encoder.width,), -0.01)}
-    save_hypernetwork(path, hypernetwork, family=backbone.family, fingerprint=network_fingerprint(backbone.network, sites),
-                      encoder_id=encoder.encoder_id, means=means)
+    save_hypernetwork(
+        path,
+        hypernetwork,
+        family=backbone.family,
+        fingerprint=network_fingerprint(backbone.network, sites),
+        encoder_id=encoder.encoder_id,
+        means=means,
+    )

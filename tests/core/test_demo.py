@@ -42,22 +42,52 @@ def test_default_sheet_and_single_pictures(folder: Path, tmp_path: Path, capsys:
     assert "8 pictures" in capsys.readouterr().out
     zero = [path for path in singles if path.stem.endswith("strength0")]
     assert len(zero) == 4 and all(numpy.array_equal(pixels(zero[0]), pixels(path)) for path in zero)
-    assert not numpy.array_equal(pixels(zero[0]), pixels(zero[0].with_name(zero[0].name.replace("strength0", "strength1"))))
+    assert not numpy.array_equal(
+        pixels(zero[0]), pixels(zero[0].with_name(zero[0].name.replace("strength0", "strength1")))
+    )
     with Image.open(zero[0]) as image:
         assert image.info["prompt"] == demo.PROMPT and image.info["strength"] == "0"
 
 
 def test_a_picture_does_not_depend_on_what_else_is_asked(folder: Path, tmp_path: Path) -> None:
     assert run(folder, tmp_path / "a", "--concept", "neon", "--strength", "0.5") == 0
-    assert run(folder, tmp_path / "b", "--concept", "sepia", "--concept", "neon", "--strength", "1", "--strength", "0.5", "--seed", "7", "--seed", "8") == 0
-    one, = (tmp_path / "a" / "demo").glob("*_neon_seed7_strength0.5.png")
-    other, = (tmp_path / "b" / "demo").glob("*_neon_seed7_strength0.5.png")
+    assert (
+        run(
+            folder,
+            tmp_path / "b",
+            "--concept",
+            "sepia",
+            "--concept",
+            "neon",
+            "--strength",
+            "1",
+            "--strength",
+            "0.5",
+            "--seed",
+            "7",
+            "--seed",
+            "8",
+        )
+        == 0
+    )
+    (one,) = (tmp_path / "a" / "demo").glob("*_neon_seed7_strength0.5.png")
+    (other,) = (tmp_path / "b" / "demo").glob("*_neon_seed7_strength0.5.png")
     assert numpy.array_equal(pixels(one), pixels(other))
     assert len(list((tmp_path / "b" / "demo").glob("*.png"))) == 8
 
 
-@pytest.mark.parametrize("mode, size, suffix", [("RGBA", (300, 200), "png"), ("L", (17, 40), "png"), ("P", (1, 1), "gif"), ("RGB", (800, 60), "jpg"), ("I;16", (64, 64), "png"),
-                                                ("CMYK", (50, 50), "jpg"), ("LA", (33, 33), "png")])
+@pytest.mark.parametrize(
+    "mode, size, suffix",
+    [
+        ("RGBA", (300, 200), "png"),
+        ("L", (17, 40), "png"),
+        ("P", (1, 1), "gif"),
+        ("RGB", (800, 60), "jpg"),
+        ("I;16", (64, 64), "png"),
+        ("CMYK", (50, 50), "jpg"),
+        ("LA", (33, 33), "png"),
+    ],
+)
 def test_a_users_own_photo(folder: Path, tmp_path: Path, mode: str, size: tuple[int, int], suffix: str) -> None:
     path = tmp_path / f"my photo.{suffix}"
     Image.new(mode, size, 3).save(path) if mode in ("L", "P", "I;16") else Image.new(mode, size).save(path)
@@ -70,7 +100,7 @@ def test_mix_and_remove(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "red").save(picture)
     assert run(folder, tmp_path, "--mix", f"neon:0.5,{picture}:0.5", "--strength", "1", "--remove") == 0
     assert run(folder, tmp_path, "--remove", "--concept", "neon", "--strength", "0", "--strength", "1") == 0
-    single, = (tmp_path / "remove").glob("01_neon_*strength1.png")
+    (single,) = (tmp_path / "remove").glob("01_neon_*strength1.png")
     with Image.open(single) as image:
         assert image.info["prompt"] == f"{demo.PROMPT}, neon" and image.info["removed"] == "True"
 
@@ -80,11 +110,33 @@ def test_mixes_are_parsed() -> None:
     assert demo.parse_mix("C:\\x\\y.png:0.25") == [("C:\\x\\y.png", 0.25)]
 
 
-@pytest.mark.parametrize("arguments", [
-    ("--mix", "a:,b:1"), ("--mix", "a:1,,b:1"), ("--mix", "neon:1,neon:-1"), ("--mix", ""), ("--prompt", " "), ("--concept", ""), ("--concept", "   "),
-    ("--concept", "quasarfoobar"), ("--concept", "missing.png"), ("--strength", "nan"), ("--strength", "x"), ("--strength", "1e9"), ("--seed", "-1"),
-    ("--seed", "1.5"), ("--steps", "0"), ("--nonsense",), ("--weights", "nowhere"), ("--hypernetwork", "nowhere"), ("--mix", "neon:0,sepia:0")])
-def test_refusals_are_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--mix", "a:,b:1"),
+        ("--mix", "a:1,,b:1"),
+        ("--mix", "neon:1,neon:-1"),
+        ("--mix", ""),
+        ("--prompt", " "),
+        ("--concept", ""),
+        ("--concept", "   "),
+        ("--concept", "quasarfoobar"),
+        ("--concept", "missing.png"),
+        ("--strength", "nan"),
+        ("--strength", "x"),
+        ("--strength", "1e9"),
+        ("--seed", "-1"),
+        ("--seed", "1.5"),
+        ("--steps", "0"),
+        ("--nonsense",),
+        ("--weights", "nowhere"),
+        ("--hypernetwork", "nowhere"),
+        ("--mix", "neon:0,sepia:0"),
+    ],
+)
+def test_refusals_are_one_sentence(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
     refused(capsys, run(folder, tmp_path / "out", *arguments))
     assert not (tmp_path / "out").exists()
 

@@ -23,7 +23,9 @@ from hypertransport_core.postcard.subjects import SUBJECTS
 
 from small_postcard import write_world
 
-SMALL = EvaluationSettings(concepts=2, prompts=2, steps=1, fit_concepts=1, world=3, renders=20, fit=FitSettings(batch=4, iterations=(3, 2)))
+SMALL = EvaluationSettings(
+    concepts=2, prompts=2, steps=1, fit_concepts=1, world=3, renders=20, fit=FitSettings(batch=4, iterations=(3, 2))
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +41,36 @@ def flat(folder: Path) -> dict:
 
 def test_all_promised_keys_are_there(flat: dict) -> None:
     wanted = [f"heldout.{method}.{measure}" for method in METHODS for measure in ("concept", "subject", "colour")]
-    wanted += ["heldout.ours_text.monotone", "speed.fit_seconds", "speed.predict_seconds", "postcard.subject", "postcard.colour", "postcard.concept", "judge.renders",
-               "counts.concepts", "counts.heldout", "counts.images"]
+    wanted += [
+        "heldout.ours_text.monotone",
+        "speed.fit_seconds",
+        "speed.predict_seconds",
+        "postcard.subject",
+        "postcard.colour",
+        "postcard.concept",
+        "judge.renders",
+        "counts.concepts",
+        "counts.heldout",
+        "counts.images",
+    ]
     assert not [key for key in wanted if key not in flat]
     for key in wanted:
         if key.startswith(("heldout", "postcard", "judge")):
             assert flat[key] is None or 0 <= flat[key] <= 1, key
-    assert flat["counts.concepts"] == len(concepts()) and flat["counts.heldout"] == 2 and flat["counts.fitted"] == 1 == flat["counts.lineas_1000"]
-    # plain 2 + world 3 + two concepts x two prompts x (5 cheap methods + 3 strengths) + one concept x two prompts x 2 dear ones
+    assert (
+        flat["counts.concepts"] == len(concepts())
+        and flat["counts.heldout"] == 2
+        and flat["counts.fitted"] == 1 == flat["counts.lineas_1000"]
+    )
+    # plain 2 + world 3 + two concepts x two prompts x (5 cheap methods + 3 strengths) + one concept x two prompts x 2
+    # dear ones
     assert flat["counts.images"] == 2 + 3 + 2 * 2 * 8 + 2 * 2
     assert flat["speed.fit_seconds"] > 0 < flat["speed.predict_seconds"] and flat["speed.fit_from_cache"] is False
-    assert len(flat["interval.heldout.ours_text.concept"]) == 2 and "quarter.4.ours_text.concept" in flat and "subset.lineas_1000.concept" in flat
+    assert (
+        len(flat["interval.heldout.ours_text.concept"]) == 2
+        and "quarter.4.ours_text.concept" in flat
+        and "subset.lineas_1000.concept" in flat
+    )
     assert json.loads(json.dumps(flat, allow_nan=False)) == flat
     assert "HyperTransport, words | 2" in table(flat)
 
@@ -62,29 +83,63 @@ def test_fits_are_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("hypertransport_core.fitting.lineas", lambda *a, **k: pytest.fail("fitted again"))
     again = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings)
     assert again.lineas("neon", 2).allclose(maps) and again.seconds == pytest.approx(first.seconds) and again.from_cache
-    path, = tmp_path.glob("*.safetensors")
+    (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BaseException, match="fitted again"):  # a damaged file is no fit
         methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings).lineas("neon", 2)
     with pytest.raises(BaseException, match="fitted again"):  # nor is one with other settings
-        methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, FitSettings(batch=8, cache=tmp_path)).lineas("neon", 2)
+        methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, FitSettings(batch=8, cache=tmp_path)).lineas(
+            "neon", 2
+        )
 
 
 def test_the_command_writes_its_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--concepts", "1", "--prompts", "1", "--steps", "1", "--methods", "ours_text,prompting", "--quick", "--quiet"]
+    arguments = [
+        "--concepts",
+        "1",
+        "--prompts",
+        "1",
+        "--steps",
+        "1",
+        "--methods",
+        "ours_text,prompting",
+        "--quick",
+        "--quiet",
+    ]
     path, sheet = tmp_path / "deep" / "results.json", tmp_path / "sheet.png"
     assert main(["evaluate", "--weights", str(folder), "--json", str(path), "--sheet", str(sheet), *arguments]) == 0
     report = json.loads(path.read_text())
-    assert report["counts.heldout"] == 1 and report["quick"] is True and "heldout.lineas_50.concept" not in report and sheet.is_file()
+    assert (
+        report["counts.heldout"] == 1
+        and report["quick"] is True
+        and "heldout.lineas_50.concept" not in report
+        and sheet.is_file()
+    )
     assert "| prompting | 1 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [("--methods", "magic"), ("--concepts", "0"), ("--fit-batch", "5"), ("--fit-levels", "0"), ("--steps", "-1"), ("--prompts", "x")])
-def test_refusals_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--methods", "magic"),
+        ("--concepts", "0"),
+        ("--fit-batch", "5"),
+        ("--fit-levels", "0"),
+        ("--steps", "-1"),
+        ("--prompts", "x"),
+    ],
+)
+def test_refusals_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
     assert main(["evaluate", "--json", str(tmp_path / "r.json"), *arguments]) == 2
     text = capsys.readouterr().err.strip()
     assert text.endswith(".") and "\n" not in text
-    for wrong in (["evaluate"], ["evaluate", "--json", str(tmp_path)], ["evaluate", "--json", str(tmp_path / "r.json"), "--weights", str(tmp_path)]):
+    for wrong in (
+        ["evaluate"],
+        ["evaluate", "--json", str(tmp_path)],
+        ["evaluate", "--json", str(tmp_path / "r.json"), "--weights", str(tmp_path)],
+    ):
         assert main(wrong) == 2 and "\n" not in capsys.readouterr().err.strip()
 
 
@@ -127,7 +182,11 @@ def test_bootstrap_covers_the_truth_about_as_often_as_promised() -> None:
 def test_stratified_subsets_nest_and_cover_categories() -> None:
     names = split()["heldout"]
     nine, twelve = stratified(names, 9), stratified(names, 12)
-    assert {by_name()[name].category for name in nine} == set(categories()) and set(nine) <= set(twelve) and len(twelve) == 12
+    assert (
+        {by_name()[name].category for name in nine} == set(categories())
+        and set(nine) <= set(twelve)
+        and len(twelve) == 12
+    )
     assert stratified(names, 1000) == list(names)
 
 
@@ -137,4 +196,9 @@ def test_references_show_their_concept_and_differ() -> None:
 
 
 def test_report_has_no_nan() -> None:
-    assert clean({"a": float("nan"), "b": [1.23456789, math.inf], "c": True, "d": 3}) == {"a": None, "b": [1.23457, None], "c": True, "d": 3}
+    assert clean({"a": float("nan"), "b": [1.23456789, math.inf], "c": True, "d": 3}) == {
+        "a": None,
+        "b": [1.23457, None],
+        "c": True,
+        "d": 3,
+    }

@@ -47,7 +47,11 @@ def test_embedding_of_words_is_the_mean_over_phrasings(pipeline: Pipeline) -> No
     vectors = pipeline.encoder.encode_text([template.format("neon") for template in TEMPLATES])
     expected = torch.nn.functional.normalize(vectors.mean(0), dim=-1)
     embedding = pipeline.embed_text("  neon ")
-    assert torch.allclose(embedding.vector, expected, atol=1e-6) and embedding.modality == "text" and embedding.source == "neon"
+    assert (
+        torch.allclose(embedding.vector, expected, atol=1e-6)
+        and embedding.modality == "text"
+        and embedding.source == "neon"
+    )
     with pytest.raises(EncoderError):
         pipeline.embed_text("   ")
 
@@ -56,7 +60,11 @@ def test_pictures_by_path_and_tensor_agree(pipeline: Pipeline, tmp_path: Path) -
     picture = torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(0)) / 255
     save_picture(tmp_path / "own.png", picture)
     first, second = pipeline.embed_image(tmp_path / "own.png"), pipeline.embed_image(picture)
-    assert torch.allclose(first.vector, second.vector, atol=1e-5) and first.modality == "image" and first.source == "own.png"
+    assert (
+        torch.allclose(first.vector, second.vector, atol=1e-5)
+        and first.modality == "image"
+        and first.source == "own.png"
+    )
     several = pipeline.embed_image([picture, torch.rand(3, 20, 90)])
     assert several.vector.shape == (128,) and abs(float(several.vector.norm()) - 1) < 1e-5
     assert pipeline.embed(str(tmp_path / "own.png")).modality == "image" and pipeline.embed("neon").modality == "text"
@@ -120,7 +128,13 @@ def test_missing_and_foreign_files_are_refused_in_one_sentence(folder: Path, tmp
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     loaded = load_hypernetwork(copy / HYPERNETWORK_FILE)
-    save_hypernetwork(copy / HYPERNETWORK_FILE, loaded.hypernetwork, family="postcard", fingerprint=loaded.header["backbone"]["fingerprint"], encoder_id="other")
+    save_hypernetwork(
+        copy / HYPERNETWORK_FILE,
+        loaded.hypernetwork,
+        family="postcard",
+        fingerprint=loaded.header["backbone"]["fingerprint"],
+        encoder_id="other",
+    )
     cases = [(tmp_path, None), (copy, None), (folder, "nowhere.safetensors"), (folder, "postcard_clip.safetensors")]
     (copy / "postcard.safetensors").stat()
     for place, name in cases:
@@ -138,8 +152,15 @@ def test_missing_and_foreign_files_are_refused_in_one_sentence(folder: Path, tmp
 def test_what_counts_as_a_picture(tmp_path: Path) -> None:
     (tmp_path / "photo").write_bytes(b"x")
     assert is_picture("a.PNG") and is_picture(str(tmp_path / "photo")) and is_picture(Path("anything"))
-    assert not is_picture("teal mosaic") and not is_picture(str(tmp_path)) and not is_picture("x" * 5000) and not is_picture("a\0b")
+    assert (
+        not is_picture("teal mosaic")
+        and not is_picture(str(tmp_path))
+        and not is_picture("x" * 5000)
+        and not is_picture("a\0b")
+    )
 
 
 def test_unknown_words(pipeline: Pipeline) -> None:
-    assert pipeline.unknown_words("teal mosaic") == [] and pipeline.unknown_words("teal quasarfoobar") == ["quasarfoobar"]
+    assert pipeline.unknown_words("teal mosaic") == [] and pipeline.unknown_words("teal quasarfoobar") == [
+        "quasarfoobar"
+    ]

@@ -3,7 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hypertransport_core.sheets import MARGIN, Row, SheetError, _font, contact_sheet, printable, save_sheet, shortened, wrap
+from hypertransport_core.sheets import (
+    MARGIN,
+    Row,
+    SheetError,
+    _font,
+    contact_sheet,
+    printable,
+    save_sheet,
+    shortened,
+    wrap,
+)
 
 
 def pictures(count: int, side: int = 8) -> list[torch.Tensor]:
@@ -40,8 +50,15 @@ def test_empty_cells_thumbnails_and_long_words() -> None:
     assert contact_sheet(rows, ["a", "b"], title="word " * 200, subtitle="s " * 300).isfinite().all()
 
 
-@pytest.mark.parametrize("rows, columns", [([], ["a"]), ([Row([None])], ["a"]), ([Row(pictures(2))], ["a"]),
-                                           ([Row([*pictures(1, 8), *pictures(1, 9)])], ["a", "b"])])
+@pytest.mark.parametrize(
+    "rows, columns",
+    [
+        ([], ["a"]),
+        ([Row([None])], ["a"]),
+        ([Row(pictures(2))], ["a"]),
+        ([Row([*pictures(1, 8), *pictures(1, 9)])], ["a", "b"]),
+    ],
+)
 def test_refuses_in_one_sentence(rows: list[Row], columns: list[str]) -> None:
     with pytest.raises(SheetError) as error:
         contact_sheet(rows, columns)

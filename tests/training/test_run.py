@@ -107,7 +107,7 @@ def test_killed_anywhere_and_resumed_is_the_uninterrupted_run(tmp_path, whole, t
 
 
 def test_ctrl_c_saves_and_stops(tmp_path, whole, train, monkeypatch, capsys):
-    run, advance = tmp_path / "run", loop.Trainer.advance
+    run, advance, before = tmp_path / "run", loop.Trainer.advance, signal.getsignal(signal.SIGINT)
 
     def interrupted(self):
         if self.step == 4:
@@ -118,7 +118,7 @@ def test_ctrl_c_saves_and_stops(tmp_path, whole, train, monkeypatch, capsys):
         patch.setattr(loop.Trainer, "advance", interrupted)
         assert train(run) == 130
     assert "Stopped at step 5 of 12" in capsys.readouterr().err and States(run).steps() == [4, 5]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert train(run, "--resume", "latest") == 0
     assert_same(run, whole)
 

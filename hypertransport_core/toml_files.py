@@ -10,7 +10,7 @@ from typing import Any
 def parse(text: str) -> dict[str, Any]:
     """A TOML document. Raises ValueError for anything else."""
     try:
-        import tomllib
+        import tomllib  # type: ignore[import-not-found,unused-ignore]
     except ModuleNotFoundError:
         import tomli as tomllib  # type: ignore[no-redef]
     return tomllib.loads(text)

@@ -70,7 +70,8 @@ def validated(concepts: Iterable[Concept], where: str) -> tuple[Concept, ...]:
     """The concepts as a tuple. Raises ConceptError for an empty list, an empty or doubled name, an empty prompt, an
     unknown part.
     """
-    concepts, seen = tuple(concepts), {}
+    concepts = tuple(concepts)
+    seen: dict[str, int] = {}
     if not concepts:
         raise ConceptError(f"{where} holds 0 concepts, expected at least 1: add entries with a name.")
     for number, concept in enumerate(concepts, 1):

@@ -204,7 +204,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def parse_value(name: str, text: str) -> Any:
     """The value of a flag's text in the type of its field. Raises ConfigError."""
-    default = next(spec.default for spec in fields(TrainingConfig) if spec.name == name)
+    default: Any = next(spec.default for spec in fields(TrainingConfig) if spec.name == name)
     if isinstance(default, bool):
         if text.lower() in ("true", "yes", "1", "on"):
             return True

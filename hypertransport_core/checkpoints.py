@@ -1,6 +1,6 @@
 """Training states as one safetensors file: nested dicts, lists, numbers and tensors, written whole or not at all.
 
-No pickle: a checkpoint someone else made can be opened without running their code.
+Loading one runs no code, so a checkpoint that someone else made can be opened.
 """
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from .backbones.protocol import Backbone
     from .hypernetworks.base import Hypernetwork
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+_PACKAGE = Path(__file__).resolve().parent
+# Beside the package in a clone or in custom_nodes, within it where it was installed as a wheel.
+WEIGHTS = _PACKAGE / "weights" if (_PACKAGE / "weights").is_dir() else _PACKAGE.parent / "weights"
 MODEL_FILE, CLIP_FILE, JUDGE_FILE = "postcard.safetensors", "postcard_clip.safetensors", "postcard_judge.safetensors"
 HYPERNETWORK_FILE = "postcard_hypernetwork.safetensors"
 PICTURE_SUFFIXES = (

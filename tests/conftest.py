@@ -6,6 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from comfy_boot import mend_torchvision  # noqa: E402
+
+# transformers imports an installed torchvision too, so the core tests need the cure as much as the host does.
+mend_torchvision()
+
 NO_HOST = "no ComfyUI host: "
 
 

@@ -75,8 +75,8 @@ def flatten(result: Result, settings: EvaluationSettings) -> dict[str, Any]:
 def _monotone(result: Result) -> dict[str, Any]:
     if not result.curves:
         return {}
-    flat: dict[str, Any] = {"monotone.fall_allowed": FALL_ALLOWED}
-    for key, allowed in (("monotone", FALL_ALLOWED), ("monotone_strict", 0.0)):
+    flat: dict[str, Any] = {"monotone_tolerant.fall_allowed": FALL_ALLOWED}
+    for key, allowed in (("monotone", 0.0), ("monotone_tolerant", FALL_ALLOWED)):
         values = [float(rises(curve, allowed)) for curve in result.curves.values()]
         flat[f"heldout.ours_text.{key}"] = mean(values)
         flat[f"interval.heldout.ours_text.{key}"] = list(interval(values))

@@ -160,7 +160,7 @@ def test_kept_counts_only_what_was_right_before() -> None:
 
 
 def test_rising() -> None:
-    assert rises([0, 0.1, 0.5, 0.995, 0.99]) and not rises([0, 0.1, 0.5, 0.995, 0.99], 0.0)
+    assert rises([0, 0.1, 0.5, 0.995, 0.99], 0.01) and not rises([0, 0.1, 0.5, 0.995, 0.99])
     assert not rises([0.2, 0.2, 0.2]) and not rises([0, 0.5, 0.3, 1])
 
 

@@ -189,6 +189,6 @@ def write_sheet(path: str | Path, result: Result, methods: Sequence[str]) -> Non
         rows,
         [TITLES["unsteered"], *(TITLES[method] for method in columns)],
         title="Held-out concepts, strength 1",
-        upscale=2,
+        upscale=3,
     )
     save_sheet(path, sheet)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import structures
-from .concepts import GENERIC, SUBJECT_COLOURS, Concept, concepts
+from .concepts import GENERIC, SUBJECT_COLOURS, concepts
 from .subjects import SIZES, STAMP, SUBJECTS, stamps
 
 COLOURS = tuple(SUBJECT_COLOURS)
@@ -55,8 +55,8 @@ def _palette() -> Tensor:
     return torch.tensor([SUBJECT_COLOURS[c] for c in COLOURS])
 
 
-@lru_cache(maxsize=None)
-def _backdrops(extra: tuple[Concept, ...] = ()) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@lru_cache(maxsize=1)
+def _backdrops() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Background (N+1, 3, 64, 64), veil coverage (N+1, 1, 64, 64), veil colour (N+1, 3, 1, 1), opacity (N+1, 1, 1, 1); the last row is generic."""
     rows = [*concepts(), GENERIC]
     ground = torch.stack([torch.einsum("khw,kc->chw", structures.scene_inks(c.structure) if c.scene else structures.inks(c.structure), torch.tensor(c.inks))

@@ -110,6 +110,11 @@ def train(clip: PostcardCLIP, table: TruthTable, *, stage: str, steps: int, batc
                                          "optimiser": optimiser.state_dict(), "rng": g.get_state()})
 
 
+def stages_left(wanted: list[str], reached: str | None) -> list[str]:
+    """The wanted stages, without the words when the state already is in the pictures' stage, for which they must stay fixed."""
+    return [stage for stage in wanted if not (stage == "text" and reached == "vision")]
+
+
 @torch.no_grad()
 def align(clip: PostcardCLIP, *, per_concept: int = 8, seed: int = 5, ridge: float = 1e-3) -> float:
     """Solve the text projection so that words land on their pictures; returns the mean cosine of bare concepts to theirs.
@@ -168,10 +173,12 @@ def main(argv: list[str] | None = None) -> None:
     clip = PostcardCLIP(vocabulary())
     clip.model.set_attn_implementation("eager")  # the fused kernel's backward is several times slower on a CPU
     table = TruthTable(clip.width)
+    reached = None
     if args.state.exists():
         state = load_checkpoint(args.state)
         clip.load_state_dict(state["clip"]), table.load_state_dict(state["table"])
-    for stage in args.stages:
+        reached = state["stage"]
+    for stage in stages_left(args.stages, reached):
         if stage == "align":
             log.info("words aligned with pictures, mean cosine of bare concepts %.3f", align(clip))
             continue

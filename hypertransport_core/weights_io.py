@@ -20,7 +20,7 @@ HYPERNETWORK, TRANSPORT_MAPS, CONCEPT = "hypernetwork", "transport_maps", "conce
 _SOURCE = ("source_mean", "source_std")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HypernetworkFile:
     """A loaded hypernetwork with what its file says about it.
 
@@ -32,6 +32,10 @@ class HypernetworkFile:
     means: dict[str, Tensor]
     header: dict[str, Any]
     path: Path = field(default_factory=Path)
+
+    def __repr__(self) -> str:
+        family = self.header.get("backbone", {}).get("family", "an unnamed model")
+        return f"HypernetworkFile({self.path.name!r}, for {family}, {len(self.hypernetwork.sites)} sites)"
 
     @property
     def strength_range(self) -> tuple[float, float]:

@@ -1,16 +1,15 @@
 """The nodes of the pack, as one ComfyUI extension. Nodes are thin: sockets, texts and checks; the work is in hypertransport_core."""
 from __future__ import annotations
 
-from contextlib import suppress
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-MODEL_FOLDER = "hypertransport"
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+from . import sockets
+from .folders import MODEL_FOLDER, WEIGHTS, register_model_folder
 
-NODES: tuple[type[io.ComfyNode], ...] = ()
+__all__ = ["MODEL_FOLDER", "NODES", "WEIGHTS", "HyperTransportExtension", "register_model_folder", "sockets"]
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+)
 """Every node of the pack, in the order in which they are registered."""
 
 
@@ -20,17 +19,3 @@ class HyperTransportExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The node classes."""
         return list(NODES)
-
-
-def register_model_folder() -> None:
-    """Make `models/hypertransport` and the files shipped in this pack known to the host, the user's folder first.
-
-    `folder_paths.add_model_folder_path` is not used: on a new name it registers no file extensions, which means every file.
-    Paths that extra_model_paths.yaml has named before stay, and stay first. Registering twice changes nothing.
-    """
-    paths, extensions = folder_paths.folder_names_and_paths.get(MODEL_FOLDER, ([], set()))
-    own = Path(folder_paths.models_dir) / MODEL_FOLDER
-    with suppress(OSError):  # a read-only models folder still lists what is shipped here
-        own.mkdir(parents=True, exist_ok=True)
-    paths = [*paths, *(path for path in (str(own), str(WEIGHTS)) if path not in paths)]
-    folder_paths.folder_names_and_paths[MODEL_FOLDER] = (paths, {*extensions, ".safetensors"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,28 +111,56 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
     return HypernetworkFile(network.requires_grad_(False).train(False), means, header, path)
 
 
-def save_maps(path: str | Path, maps: TransportMaps, *, family: str = "", fingerprint: Mapping[str, Any] | None = None,
-              licence: str = "", modelspec: Mapping[str, str] | None = None) -> None:
-    """Write transport maps in float32 with their `info`; family, fingerprint: of the backbone. Raises FileError."""
+def save_maps(path: str | Path, maps: TransportMaps | Sequence[TransportMaps], *, family: str = "",
+              fingerprint: Mapping[str, Any] | None = None, licence: str = "",
+              strength_range: tuple[float, float] = (0.0, 1.0), name: str = "",
+              modelspec: Mapping[str, str] | None = None) -> None:
+    """Write transport maps in float32 with their `info`: one set for all noise levels, or a sequence with one per equal
+    stretch of noise level, noisiest first. family, fingerprint: of the backbone; strength_range: recommended (lowest,
+    highest); name: for people. Raises FileError.
+    """
+    steps = [maps] if isinstance(maps, TransportMaps) else list(maps)
+    if not steps or any(m.sites != steps[0].sites or m.rows != steps[0].rows for m in steps):
+        raise FileError(f"{path} was not written: it got {len(steps)} sets of maps, expected at least one, all of the "
+                        "same sites and rows: bring them onto the same sites first")
     backbone = {"family": family, "fingerprint": dict(fingerprint or {})} if family or fingerprint else {}
-    header = {"backbone": backbone, "sites": sites_to_header(maps.sites), "info": dict(maps.info), "licence": licence}
+    header = {"backbone": backbone, "sites": sites_to_header(steps[0].sites), "info": dict(steps[0].info),
+              "strength_range": list(strength_range), "name": name, "licence": licence}
+    tensors = {"scale": steps[0].scale, "shift": steps[0].shift}
+    if len(steps) > 1:
+        header["step_infos"] = [dict(m.info) for m in steps]
+        tensors = {key: torch.stack([getattr(m, key) for m in steps]) for key in tensors}
     spec = {"architecture": f"{family or 'unknown'}/hypertransport", "license": licence, **(modelspec or {})}
-    save_file(path, {"scale": maps.scale, "shift": maps.shift}, TRANSPORT_MAPS, header, spec)
+    save_file(path, tensors, TRANSPORT_MAPS, header, spec)
 
 
 def load_maps(path: str | Path) -> tuple[TransportMaps, dict[str, Any]]:
-    """Read (maps, header) of `save_maps`, on the CPU. Raises FileError for anything else."""
+    """Read (maps, header) of `save_maps`, on the CPU. Raises FileError for anything else, also for several steps."""
+    steps, header = load_step_maps(path)
+    if len(steps) > 1:
+        raise FileError(f"{path} holds maps for {len(steps)} stretches of noise level, expected maps for all of them: "
+                        "choose a file with one set of maps")
+    return steps[0], header
+
+
+def load_step_maps(path: str | Path) -> tuple[tuple[TransportMaps, ...], dict[str, Any]]:
+    """Read (maps per stretch of noise level, header) of `save_maps`, on the CPU; one set of maps gives one. Raises
+    FileError for anything else."""
     path = Path(path)
     tensors, header = load_file(path, TRANSPORT_MAPS)
     _need(header, path, backbone=dict, info=dict)
     sites = sites_from_header(header, path)
     width = sum(site.channels for site in sites)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    rows = shapes["scale"][0] if shapes.get("scale") else 0
-    if rows < 1 or shapes != {"scale": (rows, width), "shift": (rows, width)}:
+    shape = shapes.get("scale", ())
+    if shapes != {"scale": shape, "shift": shape} or len(shape) not in (2, 3) or shape[-1] != width or 0 in shape:
         raise FileError(f"{path} holds tensors of the shapes {shapes}, expected 'scale' and 'shift' of (rows, {width}) "
-                        f"for its {len(sites)} sites: {AGAIN}")
-    return TransportMaps(sites, tensors["scale"].float(), tensors["shift"].float(), header["info"]), header
+                        f"or (steps, rows, {width}) for its {len(sites)} sites: {AGAIN}")
+    infos = header.get("step_infos", [])
+    scales, shifts = (tensors[key].float().reshape(-1, *shape[-2:]) for key in ("scale", "shift"))
+    if len(shape) == 2 or len(infos) != len(scales) or not all(isinstance(info, dict) for info in infos):
+        infos = [header["info"]] * len(scales)
+    return tuple(TransportMaps(sites, a, b, dict(i)) for a, b, i in zip(scales, shifts, infos)), header
 
 
 def save_concept(path: str | Path, embedding: ConceptEmbedding, *, modelspec: Mapping[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .sites import output_module, site_module
 from .transport import AffineMap, FoldError, TransportMaps
 
-__all__ = ["FoldError", "fold_maps"]
+__all__ = ["FoldError", "check_foldable", "fold_maps"]
 
 
 def fold_maps(network: nn.Module, maps: TransportMaps, strength: float = 1.0) -> dict[str, Tensor]:
@@ -26,16 +26,11 @@ def fold_maps(network: nn.Module, maps: TransportMaps, strength: float = 1.0) ->
     maps of several rows; SiteError for sites that the network does not have.
     """
     if maps.rows != 1:
-        raise FoldError(f"Maps of {maps.rows} rows cannot be folded: weights hold one concept; fold `maps.row(i)`.")
+        raise _several_rows(maps)
     if strength == 0.0:
         return {}
     blended = maps.interpolate(strength)
-    leaves = {path: output_module(site_module(network, path), path) for path in blended}
-    obstacles = {path: _obstacle(leaf, blended[path]) for path, (_, leaf) in leaves.items()}
-    refused = [f"'{path}' {obstacle}" for path, obstacle in obstacles.items() if obstacle]
-    if refused:
-        named = ", ".join(refused[:4]) + (f", and {len(refused) - 4} more" if len(refused) > 4 else "")
-        raise FoldError(f"{len(refused)} of {len(maps)} sites cannot fold ({named}); steer live, or use other sites.")
+    leaves = check_foldable(network, blended)
     folded: dict[str, Tensor] = {}
     for path, (leaf_path, leaf) in leaves.items():
         weight, bias = blended[path].fold_into(*_parameters(leaf))
@@ -43,6 +38,23 @@ def fold_maps(network: nn.Module, maps: TransportMaps, strength: float = 1.0) ->
         if bias is not None:
             folded[f"{leaf_path}.bias"] = bias
     return folded
+
+
+def check_foldable(network: nn.Module, maps: TransportMaps) -> dict[str, tuple[str, nn.Module]]:
+    """{site path: (path, module) of the layer whose parameters take the site's map}. Raises what `fold_maps` raises."""
+    if maps.rows != 1:
+        raise _several_rows(maps)
+    leaves = {path: output_module(site_module(network, path), path) for path in maps}
+    obstacles = {path: _obstacle(leaf, maps[path]) for path, (_, leaf) in leaves.items()}
+    refused = [f"'{path}' {obstacle}" for path, obstacle in obstacles.items() if obstacle]
+    if refused:
+        named = ", ".join(refused[:4]) + (f", and {len(refused) - 4} more" if len(refused) > 4 else "")
+        raise FoldError(f"{len(refused)} of {len(maps)} sites cannot fold ({named}); steer live, or use other sites.")
+    return leaves
+
+
+def _several_rows(maps: TransportMaps) -> FoldError:
+    return FoldError(f"Maps of {maps.rows} rows cannot be folded: weights hold one concept; fold `maps.row(i)`.")
 
 
 def _parameters(leaf: nn.Module) -> tuple[Any, Tensor | None]:

@@ -7,20 +7,22 @@ from torch.nn.functional import interpolate
 from .sites import Site
 
 
-def mask_for(z: Tensor, site: Site, mask: Tensor) -> Tensor | None:
+def mask_for(z: Tensor, site: Site, mask: Tensor, frames: int = 1) -> Tensor | None:
     """The mask, resized by area to an activation's grid, in a shape that broadcasts over it; None: z has no such grid.
 
     z: (B, C, H, W), or tokens (B, T, C); mask: (h, w) or (B, h, w) in [0, 1]. Tokens have a grid when they are the
-    mask's picture at some patch size (see `token_grid`). Text tokens never have one, whatever their number.
+    mask's picture at some patch size (see `token_grid`). Text tokens never have one, whatever their number. Tokens of a
+    video are `frames` such grids in a row, and the mask is the same on each.
     """
     if site.channel_dim == 1:
         grid = tuple(z.shape[-2:]) if z.ndim == 4 else None
     else:
-        grid = None if z.ndim != 3 or site.is_text_stream else token_grid(z.shape[1], mask.shape[-2], mask.shape[-1])
+        tokens = z.shape[1] // frames if z.ndim == 3 and z.shape[1] % frames == 0 else 0
+        grid = token_grid(tokens, mask.shape[-2], mask.shape[-1]) if tokens and not site.is_text_stream else None
     if grid is None:
         return None
     resized = interpolate(mask.to(z.device).reshape(-1, 1, *mask.shape[-2:]), size=grid, mode="area")
-    return resized if site.channel_dim == 1 else resized.flatten(2).transpose(1, 2)
+    return resized if site.channel_dim == 1 else resized.flatten(2).transpose(1, 2).repeat(1, frames, 1)
 
 
 def token_grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:

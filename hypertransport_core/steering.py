@@ -5,7 +5,7 @@ torch.compile skips their guards by default: a graph that was traced without ste
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -19,7 +19,7 @@ from .masks import mask_for
 from .sites import SITE_KINDS, Site, site_module
 from .transport import TransportMaps, blend, per_channel
 
-__all__ = ["Envelope", "FoldError", "Steering", "SteeringError", "fold_maps", "shadowed"]
+__all__ = ["Envelope", "FoldError", "Steering", "SteeringError", "depth_factors", "fold_maps", "shadowed"]
 
 Forward = Callable[..., Any]
 
@@ -56,19 +56,20 @@ class Steering:
     envelope: when to act, by noise level. Without one: always.
     mask: where to act, float (H, W) or (B, H, W) in [0, 1]; a factor on the strength, laid on each site by
         `masks.mask_for`. Sites without a picture grid (text tokens, grids of another aspect) are then left alone.
-    strength_by_kind: {site kind: factor on the strength}; kinds not named have 1.
+    factors: {site kind or site path: factor on the strength}; 1 where nothing is named, the product where both kind and
+        path are. Sites at 0 are left alone.
 
     Has no `.to` and is no nn.Module on purpose: a host that casts whatever it finds to the model's dtype would turn the
     maps into fp8. Coefficients are blended in fp32 and cast once to the dtype in which they act.
     """
 
     def __init__(self, maps: TransportMaps, strength: float | Tensor = 1.0, *, envelope: Envelope | None = None,
-                 mask: Tensor | None = None, strength_by_kind: Mapping[str, float] | None = None) -> None:
+                 mask: Tensor | None = None, factors: Mapping[str, float] | None = None) -> None:
         self.maps, self.envelope = maps, envelope
         self.strength = _checked_strength(strength, maps.rows)
         self.mask = _checked_mask(mask)
-        self.strength_by_kind = _checked_kinds(strength_by_kind)
-        self.sites = tuple(s for s in maps.sites if self.strength_by_kind.get(s.kind, 1.0) != 0.0)
+        self.factors = _checked_factors(factors, maps)
+        self.sites = tuple(s for s in maps.sites if self._factor(s) != 0.0)
         self._nowhere = not self.sites or (self.mask is not None and not bool(self.mask.any()))
         self._cache: dict[tuple, dict[str, tuple[Tensor, Tensor]]] = {}
 
@@ -98,7 +99,8 @@ class Steering:
     @contextmanager
     def installed(self, network: nn.Module, *, noise_level: float | None = None, batch: int | None = None,
                   rows: Tensor | None = None, dtype: torch.dtype | None = None,
-                  device: torch.device | str | None = None) -> Iterator[None]:
+                  device: torch.device | str | None = None, mask: Tensor | None = None,
+                  frames: int = 1) -> Iterator[None]:
         """Steer the network calls made inside the `with` block; meant for one call, and exception-safe.
 
         Several can be nested; the one installed first acts first. Rows that are not steered stay as they are.
@@ -106,19 +108,30 @@ class Steering:
         noise_level: t in [0, 1] for the envelope. batch: rows of the network's batch, to check early.
         rows: bool (B,), which rows of the batch are steered; or long (B,), the map row that each uses, -1 for none.
         dtype, device: what activations have, when known; saves a cast per site. Otherwise read from each activation.
+        mask: for this call instead of the steering's own, (h, w) or (B, h, w) in [0, 1], not checked again.
+        frames: how many pictures one row of the batch holds, each with a grid of tokens of its own (video).
         Raises SteeringError when rows and maps do not fit, SiteError when the network lacks a site; both at the start.
         """
         used, steered = self._rows_of_batch(rows, batch)
         if self.is_off(noise_level) or (steered is not None and not bool(steered.any())):
             yield
             return
-        mask = self.mask if device is None or self.mask is None else self.mask.to(device)
+        mask = self.mask if mask is None else mask
+        mask = mask if device is None or mask is None else mask.to(device)
         flags = steered if steered is None or device is None else steered.to(device)
         device = None if device is None else torch.device(device)
         coefficients = self._coefficients(self.at(noise_level), used, dtype, device)
-        makers = {site.path: _steered(site, *coefficients[site.path], flags, mask) for site in self.sites}
+        makers = {site.path: _steered(site, *coefficients[site.path], flags, mask, frames) for site in self.sites}
         with shadowed(network, makers):
             yield
+
+    def blended(self) -> TransportMaps:
+        """The maps as they act at full envelope and mask: strength and factors applied, sites that are left alone gone."""
+        scale, shift = blend(self.maps.scale, self.maps.shift, self._weight(self.strength))
+        return TransportMaps(self.maps.sites, scale, shift, dict(self.maps.info)).onto(self.sites)
+
+    def _factor(self, site: Site) -> float:
+        return self.factors.get(site.kind, 1.0) * self.factors.get(site.path, 1.0)
 
     def _rows_of_batch(self, rows: Tensor | None, batch: int | None) -> tuple[Tensor | None, Tensor | None]:
         """(the map row of every batch row or None, which batch rows are steered or None for all)."""
@@ -170,9 +183,9 @@ class Steering:
     def _weight(self, strength: float | Tensor) -> float | Tensor:
         """The strength as a float, or per row and channel."""
         strength = strength.reshape(-1, 1) if isinstance(strength, Tensor) else strength
-        if not self.strength_by_kind:
+        if not self.factors:
             return strength
-        factors = [torch.full((s.channels,), self.strength_by_kind.get(s.kind, 1.0)) for s in self.maps.sites]
+        factors = [torch.full((s.channels,), self._factor(s)) for s in self.maps.sites]
         device = self.maps.scale.device
         return torch.cat(factors).to(device) * (strength.to(device) if isinstance(strength, Tensor) else strength)
 
@@ -201,16 +214,23 @@ def shadowed(network: nn.Module, makers: Mapping[str, Callable[[Forward], Forwar
                 module.forward = before
 
 
-def _steered(site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None,
-             mask: Tensor | None) -> Callable[[Forward], Forward]:
+def depth_factors(sites: Sequence[Site], early: float = 1.0, middle: float = 1.0, late: float = 1.0) -> dict[str, float]:
+    """{site path: factor} for the first, second and last third of the sites in their order; factors of 1 are left out."""
+    thirds = (early, middle, late)
+    found = {site.path: thirds[3 * number // len(sites)] for number, site in enumerate(sites)}
+    return {path: factor for path, factor in found.items() if factor != 1.0}
+
+
+def _steered(site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None, mask: Tensor | None,
+             frames: int) -> Callable[[Forward], Forward]:
     """A maker for `shadowed`: transports what forward returns. Holds tensors, no numbers, so compiled graphs last."""
 
     def make(forward: Forward) -> Forward:
         def steered_forward(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
             if isinstance(output, tuple):
-                return (_transport(output[0], site, scale, shift, flags, mask), *output[1:])
-            return _transport(output, site, scale, shift, flags, mask)
+                return (_transport(output[0], site, scale, shift, flags, mask, frames), *output[1:])
+            return _transport(output, site, scale, shift, flags, mask, frames)
 
         return steered_forward
 
@@ -218,12 +238,12 @@ def _steered(site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None,
 
 
 def _transport(z: Tensor, site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None,
-               mask: Tensor | None) -> Tensor:
+               mask: Tensor | None, frames: int) -> Tensor:
     """The transported activation, in its own dtype. z: (B, T, C) or (B, C, H, W)."""
     scale, shift = (_for_batch(t.to(z.device, z.dtype), z.shape[0], site) for t in (scale, shift))
     moved = torch.addcmul(per_channel(shift, z.ndim, site.channel_dim), z, per_channel(scale, z.ndim, site.channel_dim))
     if mask is not None:
-        where = mask_for(z, site, mask)
+        where = mask_for(z, site, mask, frames)
         if where is None:
             return z
         moved = torch.lerp(z, moved, _for_batch(where, z.shape[0], site).to(z.dtype))  # exact where the mask is 0 or 1
@@ -275,11 +295,12 @@ def _checked_mask(mask: Tensor | None) -> Tensor | None:
     return None if low == 1.0 else mask  # a mask of ones is no mask
 
 
-def _checked_kinds(factors: Mapping[str, float] | None) -> dict[str, float]:
-    factors = {kind: float(factor) for kind, factor in (factors or {}).items()}
-    for kind, factor in factors.items():
-        if kind not in SITE_KINDS:
-            raise SteeringError(f"There is no site kind '{kind}'; choose from {', '.join(SITE_KINDS)}.")
+def _checked_factors(factors: Mapping[str, float] | None, maps: TransportMaps) -> dict[str, float]:
+    factors = {key: float(factor) for key, factor in (factors or {}).items()}
+    for key, factor in factors.items():
+        if key not in SITE_KINDS and key not in maps:
+            raise SteeringError(f"There is no site kind '{key}', nor a site of that path in these maps; choose from "
+                                f"{', '.join(SITE_KINDS)}, or name a site.")
         if not isfinite(factor):
-            raise SteeringError(f"The strength factor of kind '{kind}' is {factor}, but must be a finite number.")
-    return factors
+            raise SteeringError(f"The strength factor of '{key}' is {factor}, but must be a finite number.")
+    return {key: factor for key, factor in factors.items() if factor != 1.0}

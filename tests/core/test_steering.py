@@ -11,7 +11,7 @@ from torch import nn
 
 from hypertransport_core.masks import mask_for, token_grid
 from hypertransport_core.sites import SITE_KINDS, Site, SiteError, find_sites, site_module
-from hypertransport_core.steering import Envelope, Steering, SteeringError, shadowed
+from hypertransport_core.steering import Envelope, Steering, SteeringError, depth_factors, shadowed
 from hypertransport_core.transport import TransportMaps
 
 
@@ -84,16 +84,36 @@ def test_inverse_undoes(case):
                                atol=1e-4, rtol=1e-4)
 
 
-def test_strength_by_kind_is_a_factor(case):
+def test_factors_by_kind(case):
     network, inputs, sites = case
     maps, factors = random_maps(sites), {"mlp": 0.0, "norm": 0.5}
     only = tuple(s for s in sites if s.kind not in factors)
     norms = tuple(s for s in sites if s.kind == "norm")
     expected = maps.onto(only).then(maps.onto(norms).interpolate(0.5))
-    got = steered(network, inputs, Steering(maps, 0.8, strength_by_kind=factors))
+    got = steered(network, inputs, Steering(maps, 0.8, factors=factors))
     torch.testing.assert_close(got, steered(network, inputs, Steering(expected, 0.8)))
-    per_row = Steering(maps, torch.full((3,), 0.8), strength_by_kind=factors)
+    per_row = Steering(maps, torch.full((3,), 0.8), factors=factors)
     torch.testing.assert_close(steered(network, inputs, per_row), got)
+
+
+def test_factors_by_path_multiply_those_by_kind(case):
+    network, inputs, sites = case
+    maps, site = random_maps(sites), next(s for s in sites if s.kind == "mlp")
+    factors = {"mlp": 0.5, site.path: 0.5, sites[0].path: 0.0}
+    steering = Steering(maps, 0.8, factors=factors)
+    assert [s for s in sites if s not in steering.sites] == [sites[0]]
+    parts = [maps.onto([s]).interpolate(0.8 * (factors.get(s.kind, 1.0) * factors.get(s.path, 1.0))) for s in steering.sites]
+    expected = parts[0]
+    for part in parts[1:]:
+        expected = expected.then(part)
+    assert steering.blended().allclose(expected)
+    torch.testing.assert_close(steered(network, inputs, steering), steered(network, inputs, Steering(expected)))
+
+
+def test_depth_factors_take_thirds_in_order():
+    sites = [Site(f"blocks.{n}.mlp", "mlp", 2) for n in range(7)]
+    assert list(depth_factors(sites, 2.0, 3.0, 4.0).values()) == [2, 2, 2, 3, 3, 4, 4]
+    assert list(depth_factors(sites, middle=0.0)) == ["blocks.3.mlp", "blocks.4.mlp"] and not depth_factors(sites)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -200,7 +220,7 @@ OFF = {
     "mask of zeros": (lambda maps: Steering(maps, mask=torch.zeros(8, 8)), {}),
     "no rows": (lambda maps: Steering(maps), {"rows": torch.zeros(3, dtype=torch.bool)}),
     "rows without a map": (lambda maps: Steering(maps), {"rows": torch.full((3,), -1)}),
-    "kinds at 0": (lambda maps: Steering(maps, strength_by_kind=dict.fromkeys(SITE_KINDS, 0.0)), {}),
+    "kinds at 0": (lambda maps: Steering(maps, factors=dict.fromkeys(SITE_KINDS, 0.0)), {}),
     "no sites": (lambda maps: Steering(maps.onto(())), {}),
 }
 
@@ -277,6 +297,28 @@ def test_tokens_are_laid_out_row_by_row():
     mask[0, 3] = 1
     laid = mask_for(torch.zeros(1, 8, 5), Site("site", "mlp", 5), mask)
     assert laid.shape == (1, 8, 1) and laid.flatten().tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_frames_of_a_video_each_have_the_grid():
+    mask = torch.zeros(2, 4)
+    mask[0, 3] = 1
+    site = Site("blocks.0.ffn", "mlp", 5)
+    laid = mask_for(torch.zeros(1, 32, 5), site, mask, frames=4)
+    assert laid.shape == (1, 32, 1) and laid.flatten().tolist() == [0, 0, 0, 1, 0, 0, 0, 0] * 4
+    assert mask_for(torch.zeros(1, 30, 5), site, mask, frames=4) is None
+
+
+def test_a_mask_can_be_given_per_call():
+    network, z = nn.Module(), torch.randn(2, 8, 3)
+    network.site = nn.Identity()
+    steering = Steering(random_maps([Site("site", "mlp", 3)], amount=0.5))
+    own = Steering(steering.maps, mask=torch.eye(4)[:2])
+    with own.installed(network):
+        expected = network.site(z)
+    with steering.installed(network, mask=torch.eye(4)[:2]):
+        assert torch.equal(network.site(z), expected)
+    with own.installed(network, mask=torch.eye(4)[:2].flip(0)):
+        assert not torch.equal(network.site(z), expected)
 
 
 def test_sites_without_a_picture_grid_are_left_alone_under_a_mask():
@@ -494,8 +536,8 @@ def install(steering: Steering, **options) -> None:
     (lambda: Steering(MAPS, mask=torch.ones(2)), "shape (2,)"),
     (lambda: Steering(MAPS, mask=torch.full((2, 2), 1.5)), "from 1.5 to 1.5"),
     (lambda: Steering(MAPS, mask=torch.full((2, 2), float("nan"))), "nan"),
-    (lambda: Steering(MAPS, strength_by_kind={"attention": 1.0}), "no site kind 'attention'"),
-    (lambda: Steering(MAPS, strength_by_kind={"mlp": float("inf")}), "'mlp' is inf"),
+    (lambda: Steering(MAPS, factors={"attention": 1.0}), "no site kind 'attention'"),
+    (lambda: Steering(MAPS, factors={"mlp": float("inf")}), "'mlp' is inf"),
     (lambda: install(Steering(MAPS), batch=3), "2 rows to steer for a batch of 3"),
     (lambda: install(Steering(MAPS), rows=torch.ones(3, dtype=torch.bool)), "needs 1 row of maps or as many, not 2"),
     (lambda: install(Steering(MAPS), rows=torch.tensor([0, 2])), "there are 2"),

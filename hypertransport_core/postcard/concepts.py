@@ -2,9 +2,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Colour = tuple[float, float, float]
 
@@ -212,3 +217,65 @@ def split(fraction: float = .21, validation: float = .10) -> dict[str, tuple[str
         parts["validation"] += names[held:chosen]
         parts["train"] += names[chosen:]
     return {k: tuple(v) for k, v in parts.items()}
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Words that name no concept of the world but that its generator draws all the same, with other words for them."""
+
+    name: str
+    category: str
+    phrases: tuple[str, ...] = ()
+
+
+def variations(mixes: int = 120) -> tuple[Variation, ...]:
+    """More looks to learn from: known patterns in other colours, other fades, two times of day at once, two looks mixed.
+
+    Concepts are compositions, and a hypernetwork sees few of them: two hundred do not show that a colour and a pattern are
+    independent. None of these is a concept, held out or not, and none holds all words of one that is held out or chooses
+    settings. `mixes`: how many pairs of training looks there are. The generator was never trained on any of them.
+    """
+    parts = split()
+    kept_away = [set(name.split()) for part in ("heldout", "validation") for name in parts[part]]
+    found: dict[str, Variation] = {}
+    for one in itertools.chain(_recoloured(), _other_fades(), _double_times(), _mixed(parts["train"], mixes)):
+        words = set(one.name.replace(",", "").split())
+        if one.name not in by_name() and not any(words >= other for other in kept_away):
+            found.setdefault(one.name, one)
+    return tuple(found.values())
+
+
+def _recoloured() -> Iterator[Variation]:
+    for category, looks in _PATTERNS.items():
+        for words, others, _, _ in looks.values():
+            for colour in PALETTE:
+                yield Variation(words.format(c=colour), category, tuple(o.format(c=colour) for o in others))
+
+
+def _other_fades() -> Iterator[Variation]:
+    """Every fourth pair of colours as a fade, every eighth as a split; never a listed pair the other way round."""
+    pairs = [f"{a} {b}" for a, b in _hashed(itertools.permutations(PALETTE, 2))]
+    for listed, every, words in ((_DUOTONES, 4, "{0} to {1} fade"), (_SPLITS, 8, "{0} and {1} split")):
+        taken = {frozenset(pair.split()) for pair in listed}
+        for pair in pairs[::every]:
+            if frozenset(pair.split()) not in taken:
+                yield Variation(words.format(*pair.split()), "color treatments")
+
+
+def _double_times() -> Iterator[Variation]:
+    for place in _PLACES:
+        for first, second in itertools.product(("at dawn", "at noon", "at dusk", "at night"), ("in fog", "in rain")):
+            yield Variation(f"{place} {first} {second}", "environmental settings")
+
+
+def _mixed(train: tuple[str, ...], count: int) -> Iterator[Variation]:
+    """A training look printed over a training tint, setting or single idea."""
+    grounds = [n for n in train if by_name()[n].scene or n.endswith(" wash") or by_name()[n] in _PLAIN]
+    looks = [n for n in train if n not in grounds]
+    for look, ground in itertools.islice(zip(_hashed(looks * 2), _hashed(grounds * 9)), count):
+        yield Variation(f"{look}, {ground}", by_name()[look].category)
+
+
+def _hashed(items: Iterable[T]) -> list[T]:
+    """In an order that no one chose: that of a hash of each item and its place."""
+    return [item for _, item in sorted((hashlib.sha256(f"{item} {place}".encode()).hexdigest(), item) for place, item in enumerate(items))]

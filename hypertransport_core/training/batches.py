@@ -118,10 +118,28 @@ class Objective:
         with arithmetic(config, self.device):
             x = self._latents(noise, wanted, plain, level, len(concepts), steered if own else None)
             paired = backbone.denoise(x, levels[level], wanted).float() if config.paired_weight > 0 else None
-        targets = None
-        if config.transport_weight > 0:
-            targets = torch.stack([self.data.targets(c, level, self.samples) for c in concepts]).to(self.device)
-        return Inputs(level, x, plain, paired, targets, len(concepts))
+        return Inputs(level, x, plain, paired, self._targets(concepts, level), len(concepts))
+
+    @torch.no_grad()
+    def recall(self, concepts: Sequence[Concept], scenes: Sequence[int], level: int) -> Inputs:
+        """What `prepare` computes, from the predictions that were stored with the data: the noise of each is its own."""
+        parts = [list(scenes[k * self.samples : (k + 1) * self.samples]) for k in range(len(concepts))]
+        noise, stored = [], []
+        for concept, part in zip(concepts, parts):
+            seeds = self.data.seeds(concept)
+            noise += [seeds[sample] for sample in part]
+            stored.append(self.data.predictions(concept, sorted({0, level}), part))
+        predictions = torch.cat(stored, 1).to(self.device)
+        x = self.world.backbone.noise(noise).to(self.device)
+        if level > 0:
+            x = renoised(self.world, predictions[0], x, self.data.levels, level)
+        plain = self.world.backbone.encode([self.world.scenes[i] for i in scenes]).to(self.device)
+        return Inputs(level, x, plain, predictions[-1], self._targets(concepts, level), len(concepts))
+
+    def _targets(self, concepts: Sequence[Concept], level: int) -> Tensor | None:
+        if self.config.transport_weight == 0:
+            return None
+        return torch.stack([self.data.targets(c, level, self.samples) for c in concepts]).to(self.device)
 
     def _latents(
         self,

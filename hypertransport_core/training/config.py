@@ -64,6 +64,11 @@ class TrainingConfig:
     images_per_concept: int = _setting(
         16, "pictures of each concept that the base model makes for the image embeddings", low=0, high=1024
     )
+    store_predictions: bool = _setting(
+        False,
+        "keep the base model's predictions under each concept's prompts when collecting; the paired loss then reads them "
+        "instead of computing them at every step",
+    )
     sampling_steps: int = _setting(
         4, "steps in which the base model samples; their noise levels are trained on", low=1, high=64
     )
@@ -155,6 +160,11 @@ class TrainingConfig:
             raise ConfigError(
                 "transport_weight and paired_weight are both 0, expected at least one above 0: there would be "
                 "nothing to learn."
+            )
+        if self.store_predictions and (self.paired_weight == 0 or self.inputs == "own"):
+            raise ConfigError(
+                f"store_predictions is on with paired_weight = {self.paired_weight:g} and inputs = \"{self.inputs}\", expected "
+                'paired_weight above 0 and inputs = "target", which are what it serves: change one of them.'
             )
         if self.image_share > 0 and self.images_per_concept == 0:
             raise ConfigError(

@@ -165,6 +165,8 @@ class DataFolder:
             header = load_checkpoint(path)["header"]
         except (ValueError, KeyError):
             return False
+        if self.config.store_predictions and not header.get("predictions"):
+            return False
         return header.get("prompts") == self._prompts_hash(concept) and header.get("source") == self._source_hash()
 
     def _prompts_hash(self, concept: Concept) -> str:
@@ -173,6 +175,15 @@ class DataFolder:
 
     def _source_hash(self) -> str:
         return _digest([self.key, sites_to_header(self.collected_sites), self.pooling])
+
+    @property
+    def collected(self) -> int:
+        """Samples collected of the generic class and of each concept."""
+        return self.config.prompts_per_concept * self.config.samples_per_prompt
+
+    def seeds(self, concept: Concept) -> list[int]:
+        """The noise seed of each collected sample of a concept: its own, so that all together see many noises."""
+        return seeds_for(self.collected, self.config.seed, "collect", concept.name)
 
     # -- collecting ---------------------------------------------------------------------------------------------------
 
@@ -195,7 +206,7 @@ class DataFolder:
             report(number, len(missing), concept.name)
 
     def _collect_source(self) -> None:
-        features, _ = self._observe(list(self.world.scenes), 0)
+        features, _, _ = self._observe(list(self.world.scenes), 0, seeds_for(self.collected, self.config.seed, "collect"))
         flat = features.double()
         header = {"key": self.key, "sites": sites_to_header(self.collected_sites), "pooling": self.pooling}
         save_whole(
@@ -206,7 +217,7 @@ class DataFolder:
 
     def _collect_concept(self, concept: Concept) -> None:
         prompts = self.world.prompts(concept, self.config.prompts_per_concept)
-        features, pictures = self._observe(prompts, self.config.images_per_concept)
+        features, pictures, predictions = self._observe(prompts, self.config.images_per_concept, self.seeds(concept))
         width = self.world.encoder.width
         images = self.world.encoder.encode_images(pictures).float().cpu() if len(pictures) else torch.zeros(0, width)
         tensors = {
@@ -214,6 +225,8 @@ class DataFolder:
             "text": self._text(concept),
             "images": images,
         }
+        if self.config.store_predictions:
+            tensors["predictions"] = _packed(predictions)
         for name in ("text", "images"):
             if tensors[name].shape[-1] != width:
                 raise ConfigError(
@@ -225,6 +238,7 @@ class DataFolder:
             "category": concept.category,
             "prompts": self._prompts_hash(concept),
             "source": self._source_hash(),
+            "predictions": self.config.store_predictions,
         }
         save_whole(self.path_of(concept), {"header": header, **tensors}, f"The data of '{concept.name}'")
 
@@ -236,17 +250,17 @@ class DataFolder:
         return torch.stack(rows)
 
     @torch.no_grad()
-    def _observe(self, prompts: Sequence[str], pictures: int) -> tuple[Tensor, Tensor]:
-        """(levels, samples, D) pooled activations of the untouched network, and the first `pictures` results (P, 3, H,
-        W).
+    def _observe(self, prompts: Sequence[str], pictures: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """(levels, samples, D) pooled activations of the untouched network, the first `pictures` results (P, 3, H, W),
+        and predictions (levels, samples, *latent) where the config wants them kept.
 
         At t < 1 the input is built from the prediction at t = 1, as in training, so both see the same kind of latents.
         """
         backbone, device = self.world.backbone, network_device(self.world)
         texts = [prompt for _ in range(self.config.samples_per_prompt) for prompt in prompts]
-        seeds = seeds_for(len(texts), self.config.seed, "collect")
         features: list[list[Tensor]] = [[] for _ in self.levels]
         images: list[Tensor] = []
+        predictions: list[list[Tensor]] = [[] for _ in self.levels]
         for start in range(0, len(texts), self.config.batch):
             part = slice(start, start + self.config.batch)
             conditioning, noise = backbone.encode(texts[part]).to(device), backbone.noise(seeds[part]).to(device)
@@ -256,6 +270,8 @@ class DataFolder:
                     with PooledCapture(backbone.network, self.collected_sites, self.pooling) as capture:
                         prediction = backbone.denoise(x, level, conditioning).float()
                     features[number].append(capture.features().float().cpu())
+                    if self.config.store_predictions:
+                        predictions[number].append(prediction.half().cpu())
                     clean = prediction if number == 0 else clean
                     x = (
                         renoised(self.world, clean, noise, self.levels, number + 1)
@@ -272,7 +288,8 @@ class DataFolder:
                 f"The base model gave activations that are not finite for '{texts[0]}', expected finite numbers: use "
                 'precision = "fp32" or other weights.'
             )
-        return table, found
+        kept = torch.stack([torch.cat(parts) for parts in predictions]) if predictions[0] else torch.zeros(0)
+        return table, found, kept
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -290,19 +307,29 @@ class DataFolder:
             images.append(tensors["images"])
         return EmbeddingBank(text, images, means)
 
+    def predictions(self, concept: Concept, levels: Sequence[int], samples: Sequence[int]) -> Tensor:
+        """Stored predictions under a concept's prompts, (levels, samples, *latent) fp32. Raises FileError."""
+        return self._stored(concept, "/predictions", [(level, sample) for level in levels for sample in samples]).unflatten(
+            0, (len(levels), len(samples))
+        )
+
     def targets(self, concept: Concept, level: int, blocks: int) -> Tensor:
         """Sorted block means (blocks, D) fp32 of one concept at one noise level, read from the disk's cache."""
+        return coarsen(self._own(self._stored(concept, "/table", [level])[0]), blocks)
+
+    def _stored(self, concept: Concept, name: str, indices: Sequence[Any]) -> Tensor:
+        """Parts of a tensor in a concept's file, fp32, one below the other; nothing else is read. Raises FileError."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(self.path_of(concept)), "pt") as file:
-                table = file.get_slice("/table")[level]
+                stored = file.get_slice(name)
+                return torch.stack([stored[index] for index in indices]).float()
         except (SafetensorError, OSError) as error:
             raise FileError(
                 f"{self.path_of(concept)} cannot be read any more ({type(error).__name__}), expected the collected "
                 "data: run the collect stage again."
             ) from error
-        return coarsen(self._own(table).float(), blocks)
 
     def _own(self, values: Tensor) -> Tensor:
         return values if self.columns is None else values[..., self.columns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from ..encoders.base import unit
 from .config import ConfigError, TrainingConfig
 
-MOST_PICTURES = 4  # a reference is given as 1 to 4 pictures
+MOST_PICTURES = 4  # a reference is given as 1 to 4 pictures ...
+SINGLE = 0.6  # ... and mostly as one, which is also the hardest: its subject is in it as much as the concept
 
 
 class EmbeddingBank:
@@ -56,7 +58,8 @@ class EmbeddingBank:
         order = torch.randperm(max(1, len(self.images[concept])), generator=generator)
         noise = torch.randn(self.width, generator=generator) * (config.embedding_noise / self.width**0.5)
         if dice[0] < config.image_share and len(self.images[concept]):
-            vector = self.of_images(concept, order[: 1 + int(dice[1] * MOST_PICTURES)])
+            several = max(0.0, dice[1] - SINGLE) / (1 - SINGLE)
+            vector = self.of_images(concept, order[: 1 + math.ceil(several * (MOST_PICTURES - 1))])
         else:
             phrases = len(self.text[concept]) - 1
             vector = self.of_text(

@@ -140,18 +140,21 @@ class Trainer:
         else:
             whole = dict.fromkeys(range(len(self.data.levels)), self.network(embeddings))
         leaves = {id(maps): _leaf(maps) for maps in whole.values()}
-        k, n = len(batch.concepts), self.config.samples_per_concept
-        size = self.config.concepts_per_pass or k
+        config, k, n = self.config, len(batch.concepts), self.config.samples_per_concept
+        size = config.concepts_per_pass or k
         sums = dict.fromkeys(("loss", "transport", "paired"), 0.0)
         for level in batch.levels:
             for start in range(0, k, size):
                 part, rows = slice(start, start + size), slice(start * n, (start + size) * n)
                 concepts = [self.train_concepts[i] for i in batch.concepts[part]]
-                steered = [
-                    _rows(whole[i], part).detach() if i in whole else TransportMaps.identity(self.data.sites)
-                    for i in range(level)
-                ]
-                inputs = self.objective.prepare(concepts, batch.scenes[rows], batch.seeds[rows], level, steered)
+                if config.store_predictions:
+                    inputs = self.objective.recall(concepts, batch.scenes[rows], level)
+                else:
+                    steered = [
+                        _rows(whole[i], part).detach() if i in whole else TransportMaps.identity(self.data.sites)
+                        for i in range(level)
+                    ]
+                    inputs = self.objective.prepare(concepts, batch.scenes[rows], batch.seeds[rows], level, steered)
                 maps = _rows(leaves[id(whole[level])], part)
                 transport, paired = self.objective.losses(maps, inputs)
                 share = k * len(batch.levels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,7 @@ def chosen_concepts(config: TrainingConfig, default: Callable[[], ConceptSplit])
     )
 
 
-def _postcard(config: TrainingConfig) -> World:
+def _postcard(config: TrainingConfig, *, variations: bool = False) -> World:
     from ..encoders.postcard_clip import PostcardClipEncoder
     from ..postcard.captions import TEMPLATES, in_concept, scene_prompts
     from ..postcard.clip import PostcardCLIP
@@ -134,7 +135,7 @@ def _postcard(config: TrainingConfig) -> World:
 
     device = device_of(config)
     scenes = chosen_scenes(config, scene_prompts)
-    concepts = chosen_concepts(config, _postcard_concepts)
+    concepts = chosen_concepts(config, partial(_postcard_concepts, variations))
     clip = PostcardCLIP.load(
         found_file(config.encoder_weights or "weights/postcard_clip.safetensors", "encoder_weights")
     ).to(device)
@@ -143,16 +144,16 @@ def _postcard(config: TrainingConfig) -> World:
     return World(backbone, PostcardClipEncoder(clip), concepts, scenes, tuple(TEMPLATES), in_concept, "Apache-2.0")
 
 
-def _postcard_concepts() -> ConceptSplit:
-    from ..postcard.concepts import by_name, split
+def _postcard_concepts(varied: bool) -> ConceptSplit:
+    from ..postcard.concepts import by_name, split, variations
 
     known = by_name()
-    return ConceptSplit(
-        *(
-            tuple(Concept(name, known[name].category, (), known[name].phrases) for name in split()[part])
-            for part in ("train", "validation", "heldout")
-        )
+    train, validation, heldout = (
+        tuple(Concept(name, known[name].category, (), known[name].phrases) for name in split()[part])
+        for part in ("train", "validation", "heldout")
     )
+    more = tuple(Concept(one.name, one.category, (), one.phrases) for one in variations()) if varied else ()
+    return ConceptSplit(train + more, validation, heldout)
 
 
 # What the shipped hypernetwork was trained with: pairs of one noise, with and without the concept in the prompt. The loss on
@@ -161,15 +162,17 @@ _PAIRED = {
     "site_set": "all",
     "transport_weight": 0.0,
     "paired_weight": 1.0,
-    "images_per_concept": 4,
+    "store_predictions": True,
+    "images_per_concept": 32,
     "batch": 64,
-    "steps": 850,
-    "concepts_per_step": 8,
-    "samples_per_concept": 4,
+    "steps": 4000,
+    "concepts_per_step": 16,
+    "samples_per_concept": 2,
     "learning_rate": 1e-3,
     "head_learning_rate": 3e-3,
     "bottleneck": 128,
-    "image_share": 0.4,
+    "image_share": 0.5,
+    "phrase_share": 0.3,
 }
-register_preset("postcard", _postcard, _PAIRED)
+register_preset("postcard", partial(_postcard, variations=True), _PAIRED)
 register_preset("postcard-faithful", _postcard)

@@ -8,7 +8,7 @@ import torch
 
 from hypertransport_core.checkpoints import latest, load_checkpoint, rotate, save_checkpoint
 from hypertransport_core.postcard import captions, coupling, render
-from hypertransport_core.postcard.concepts import categories, concepts, split
+from hypertransport_core.postcard.concepts import categories, concepts, split, variations
 from hypertransport_core.postcard.subjects import SUBJECTS
 from hypertransport_core.postcard.train_clip import stages_left
 
@@ -101,3 +101,14 @@ def test_interrupted_clip_training_keeps_its_words() -> None:
     every = ["text", "vision", "align"]
     assert stages_left(every, None) == every == stages_left(every, "text")
     assert stages_left(every, "vision") == ["vision", "align"]
+
+
+def test_variations_are_new_looks_and_give_nothing_away() -> None:
+    found = [v.name for v in variations()]
+    assert len(found) == len(set(found)) > 400 and not {c.name for c in concepts()} & set(found)
+    away = [set(name.split()) for part in ("heldout", "validation") for name in split()[part]]
+    words = set(captions.vocabulary())
+    for name in found:
+        parts = set(name.replace(",", "").split())
+        assert parts <= words and not any(parts >= other for other in away), name
+    assert variations() == variations()

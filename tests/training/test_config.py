@@ -18,6 +18,12 @@ def refusal(capsys, *arguments: str) -> str:
     return text
 
 
+def test_predictions_are_stored_only_where_they_serve(tmp_path, capsys):
+    start = ["--preset", "tiny", "--output", str(tmp_path / "run"), "--store-predictions", "true"]
+    assert "store_predictions is on with paired_weight = 0" in refusal(capsys, *start, "--paired-weight", "0")
+    assert 'inputs = "own"' in refusal(capsys, *start, "--inputs", "own")
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [

@@ -88,6 +88,8 @@ def test_passes_in_parts_have_the_gradient_of_the_whole(tmp_path, data):
         {"hypernetwork": "perceiver"},
         {"channel_weighting": "none", "dropout": 0.2},
         {"image_share": 0.0, "phrase_share": 1.0},
+        {"store_predictions": True},
+        {"store_predictions": True, "transport_weight": 0.0, "concepts_per_pass": 1},
     ],
 )
 def test_every_way_of_training_takes_a_step(tmp_path, data, changes):
@@ -96,6 +98,24 @@ def test_every_way_of_training_takes_a_step(tmp_path, data, changes):
         found = one.advance()
     assert found["gradient_norm"] > 0
     one.validate()
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_stored_predictions_are_those_computed_anew(tmp_path, data, level):
+    one = trainer(tmp_path, data, store_predictions=True, samples_per_concept=2)
+    concepts, scenes = one.train_concepts[3:5], [0, 5, 2, 7]
+    seeds = [one.data.seeds(concept)[scene] for concept, part in zip(concepts, (scenes[:2], scenes[2:])) for scene in part]
+    assert len(set(seeds)) == 4  # the concepts do not share their noise
+    stored, anew = one.objective.recall(concepts, scenes, level), one.objective.prepare(concepts, scenes, seeds, level)
+    for name in ("x", "conditioning", "paired", "targets"):
+        torch.testing.assert_close(getattr(stored, name), getattr(anew, name), rtol=2e-3, atol=2e-3)
+
+
+def test_data_without_predictions_are_collected_again_when_wanted(tmp_path):
+    plain = trainer(tmp_path, store_predictions=False)
+    wanting = DataFolder(tmp_path / "data", plain.world, TrainingConfig(**{**worlds.SMALL, "store_predictions": True}))
+    assert not plain.data.missing(plain.train_concepts)
+    assert wanting.missing(plain.train_concepts) == plain.train_concepts
 
 
 def test_the_base_model_is_left_as_it_was(tmp_path, data):
@@ -127,6 +147,14 @@ def test_embeddings_are_centred_by_modality():
     bank = EmbeddingBank(text, images)
     assert bank.all_text().mean(0).norm() < 0.4 and bank.of_images(0).norm() == pytest.approx(1)
     assert not EmbeddingBank(text[:1], images[:1]).means  # the mean of one concept would leave nothing of it
+
+
+def test_a_reference_is_mostly_one_picture():
+    bank = EmbeddingBank([torch.eye(4)[:1], torch.eye(4)[1:2]], [torch.eye(4), torch.eye(4)], means={})
+    config = TrainingConfig(image_share=1.0, embedding_noise=0.0)
+    generator = torch.Generator().manual_seed(0)
+    pictures = [int((bank.draw(0, config, generator) > 0).sum()) for _ in range(400)]
+    assert {1, 2, 3, 4} == set(pictures) and 0.5 < pictures.count(1) / 400 < 0.7
 
 
 def test_validation_concepts_take_turns_over_categories():

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .encoders.base import ConceptEmbedding, ConceptEncoder, average, centre, embed_images, embed_text
+from .encoders.base import ConceptEmbedding, ConceptEncoder, average, centre
+from .encoders.concept import concept_from_text, concepts_from_pictures, one_concept, unknown_words
 from .files import FileError, check_fits, read_header
 from .images import load_picture
 from .steering import Envelope, Steering
@@ -124,11 +125,7 @@ class Pipeline:
     def embed_text(self, concept: str) -> ConceptEmbedding:
         """A concept in words: one unit vector (E,), the mean over several phrasings. Raises EncoderError when it is
         empty."""
-        concept = concept.strip()
-        embedding = embed_text(
-            self.encoder, [template.format(concept) for template in self.templates] if concept else [""]
-        )
-        return ConceptEmbedding(embedding.single().vector, embedding.encoder_id, "text", concept)
+        return concept_from_text(self.encoder, concept, self.templates)
 
     def embed_image(
         self, picture: str | Path | Tensor | Sequence[str | Path | Tensor], source: str = ""
@@ -139,17 +136,9 @@ class Pipeline:
         FileError for a file that is no picture, ValueError for a tensor of another shape.
         """
         several = picture if isinstance(picture, (list, tuple)) else [picture]
-        parts, names = [], []
-        for item in several:
-            if not isinstance(item, Tensor):
-                names.append(Path(item).name)
-                item = load_picture(item)
-            parts += [item[None]] if item.ndim == 3 else list(item.split(1)) if item.ndim == 4 else [item]
-        embeddings = [embed_images(self.encoder, part) for part in parts]
-        mean = average(embeddings)
-        return ConceptEmbedding(
-            mean.vector, mean.encoder_id, "image", source or ", ".join(names) or embeddings[0].source
-        )
+        names = [Path(item).name for item in several if not isinstance(item, Tensor)]
+        pictures = [item if isinstance(item, Tensor) else load_picture(item) for item in several]
+        return one_concept(concepts_from_pictures(self.encoder, pictures), source=source or ", ".join(names))
 
     def embed(self, concept: str | Path | Tensor) -> ConceptEmbedding:
         """`embed_image` for a path to a picture or a tensor, `embed_text` for other words."""
@@ -229,12 +218,7 @@ class Pipeline:
 
     def unknown_words(self, text: str) -> list[str]:
         """Words of a concept or prompt that the embedded CLIP was never taught, and knows no spelling close to."""
-        tokenizer = getattr(getattr(self.encoder, "clip", None), "tokenizer", None)
-        if tokenizer is None:
-            return []
-        from .postcard.clip import words_of
-
-        return [word for word in words_of(text) if tokenizer.word_id(word) == tokenizer.unknown_id]
+        return unknown_words(self.encoder, text)
 
 
 def is_picture(concept: str | Path) -> bool:

@@ -7,7 +7,9 @@ used.
 from __future__ import annotations
 
 from .base import (ConceptEmbedding, ConceptEncoder, EncoderError, average, centre, clip_encoder_id, embed_images,
-                   embed_text)
+                   embed_text, mix, stack)
+from .concept import concept_from_text, concepts_from_pictures, one_concept, unknown_words
 
 __all__ = ["ConceptEmbedding", "ConceptEncoder", "EncoderError", "average", "centre", "clip_encoder_id",
-           "embed_images", "embed_text"]
+           "concept_from_text", "concepts_from_pictures", "embed_images", "embed_text", "mix", "one_concept", "stack",
+           "unknown_words"]

@@ -38,13 +38,14 @@ class ConceptEncoder(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ConceptEmbedding:
     """A concept as an encoder sees it.
 
     vector: (E,) or (N, E) float32, unit length; encoder_id: which encoder; modality: "text", "image" or, for an average
     over both, "mixed"; source: for people, such as the text or a file name; parts: what an average was made of, with
-    weights, so that centring can be done per modality later; centred: whether the modality's mean is gone already.
+    weights, so that centring can be done per modality later; centred: whether the modality's mean is gone already; rows:
+    of (N, E), each row as an embedding of its own where rows differ in origin, see `stack`.
     """
 
     vector: Tensor
@@ -53,6 +54,7 @@ class ConceptEmbedding:
     source: str = ""
     parts: tuple[tuple[ConceptEmbedding, float], ...] = ()
     centred: bool = False
+    rows: tuple[ConceptEmbedding, ...] = ()
 
     def __post_init__(self) -> None:
         vector = self.vector.detach().float()
@@ -60,7 +62,7 @@ class ConceptEmbedding:
             raise EncoderError(f"a concept has the shape {tuple(vector.shape)}, expected (width,) or (number, width): "
                                "reshape it")
         if self.modality not in (*MODALITIES,
-                                 "mixed") or (self.modality == "mixed" and not (self.parts or self.centred)):
+                                 "mixed") or (self.modality == "mixed" and not (self.parts or self.rows or self.centred)):
             raise EncoderError(f"a concept has the modality '{self.modality}', expected 'text' or 'image': name where "
                                "it comes from")
         object.__setattr__(self, "vector", unit(vector))
@@ -73,7 +75,19 @@ class ConceptEmbedding:
     def single(self) -> ConceptEmbedding:
         """One vector (E,): the mean direction of several rows, or the embedding itself. Raises EncoderError if rows
         cancel."""
+        if self.rows:
+            return replace(average(self.rows), source=self.source)
         return self if self.vector.ndim == 1 else replace(self, vector=self.vector.mean(0))
+
+    def each(self) -> list[ConceptEmbedding]:
+        """Every row as an embedding of one vector (E,); one vector is its own only row."""
+        if self.rows or self.vector.ndim == 1:
+            return list(self.rows) or [self]
+        return [replace(self, vector=row) for row in self.vector]
+
+    def __repr__(self) -> str:
+        source = self.source if len(self.source) <= 60 else self.source[:57] + "..."
+        return f"ConceptEmbedding({source!r}, {self.modality}, {tuple(self.vector.shape)}, encoder {self.encoder_id!r})"
 
 
 def unit(vector: Tensor) -> Tensor:
@@ -123,6 +137,8 @@ def centre(embedding: ConceptEmbedding, means: Mapping[str, Tensor]) -> ConceptE
     """
     if embedding.centred:
         return embedding
+    if embedding.rows:
+        return stack([centre(row, means) for row in embedding.rows])
     if embedding.parts:
         again = average([centre(part, means) for part, _ in embedding.parts], [weight for _, weight in embedding.parts])
         return replace(again, source=embedding.source)
@@ -134,6 +150,32 @@ def centre(embedding: ConceptEmbedding, means: Mapping[str, Tensor]) -> ConceptE
                                f"expected ({embedding.width},): use the hypernetwork made for this encoder")
         vector = vector - mean
     return replace(embedding, vector=vector, centred=True)
+
+
+def stack(embeddings: Sequence[ConceptEmbedding]) -> ConceptEmbedding:
+    """Concepts of one encoder as rows (N, E), each row keeping its modality and parts for centring; one row alone is
+    returned as it is. Raises EncoderError for none, other encoders or mixed centring."""
+    rows = [row for embedding in embeddings for row in embedding.each()]
+    if len(rows) == 1:
+        return rows[0]
+    about = average(rows, [1.0] + [0.0] * (len(rows) - 1))  # checks that they belong together
+    modalities = {row.modality for row in rows}
+    return ConceptEmbedding(torch.stack([row.vector for row in rows]), about.encoder_id,
+                            rows[0].modality if len(modalities) == 1 else "mixed", "; ".join(row.source for row in rows),
+                            (), about.centred, tuple(rows))
+
+
+def mix(embeddings: Sequence[ConceptEmbedding], weights: Sequence[float] | None = None) -> ConceptEmbedding:
+    """`average` row by row: concepts of N rows and of one row give N rows. Raises EncoderError, also for other numbers."""
+    several = [embedding.each() for embedding in embeddings]
+    counts = {len(rows) for rows in several} - {1}
+    if len(counts) > 1:
+        raise EncoderError(f"concepts have {' and '.join(map(str, sorted(counts)))} rows, expected one number of rows, or "
+                           "single concepts, which serve every row: give each the same number")
+    if not counts:
+        return average(embeddings, weights)
+    number = counts.pop()
+    return stack([average([rows[i % len(rows)] for rows in several], weights) for i in range(number)])
 
 
 def embed_text(encoder: ConceptEncoder, texts: Sequence[str]) -> ConceptEmbedding:
@@ -161,8 +203,11 @@ def clip_encoder_id(token_embedding: Tensor, text_projection: Tensor, patch_embe
     token_embedding (V, D), text_projection (E, D), patch_embedding (Dv, 3, p, p), visual_projection (E, Dv):
     orientation of `transformers`. Looks like `clip-vit1024p14-768-t0123abcd-v4567cdef`, with one part per tower.
     """
-    towers = ((token_embedding, text_projection), (patch_embedding, visual_projection))
-    text, vision = (hashlib.sha256("".join(weight_signs(t, 1024) for t in tower).encode()).hexdigest()[:8] for tower
-                    in towers)
+    text, vision = tower_sign(token_embedding, text_projection), tower_sign(patch_embedding, visual_projection)
     shape = f"vit{patch_embedding.shape[0]}p{patch_embedding.shape[-1]}-{text_projection.shape[0]}"
     return f"{label}-{shape}-t{text}-v{vision}"
+
+
+def tower_sign(embedding: Tensor, projection: Tensor) -> str:
+    """A tower's eight letters within `clip_encoder_id`, from its first and its last matrix."""
+    return hashlib.sha256("".join(weight_signs(t, 1024) for t in (embedding, projection)).encode()).hexdigest()[:8]

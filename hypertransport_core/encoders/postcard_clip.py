@@ -8,12 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..postcard.clip import PostcardCLIP
+from ..postcard.captions import TEMPLATES
+from ..postcard.clip import PostcardCLIP, words_of
 from .transformers_clip import in_batches, model_encoder_id
 
 
 class PostcardClipEncoder:
     """`ConceptEncoder` over a `PostcardCLIP`."""
+
+    templates = TEMPLATES
 
     def __init__(self, clip: PostcardCLIP) -> None:
         """clip: a trained model; it is put into evaluation mode."""
@@ -35,3 +38,11 @@ class PostcardClipEncoder:
     def encode_images(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1], any size -> (N, 128) float32 unit vectors; raises ValueError for other shapes."""
         return in_batches(self.clip.encode_images, images, 64)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a text that the model was never taught, and knows no spelling close to."""
+        tokenizer = self.clip.tokenizer
+        return [word for word in words_of(text) if tokenizer.word_id(word) == tokenizer.unknown_id]
+
+    def __repr__(self) -> str:
+        return f"PostcardClipEncoder({self.encoder_id})"

@@ -3,13 +3,18 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import maps, postcard, sockets
+from . import concepts, encoders, load, maps, postcard, sampling, sockets, steer
 from .folders import MODEL_FOLDER, WEIGHTS, register_model_folder
 
 __all__ = ["MODEL_FOLDER", "NODES", "WEIGHTS", "HyperTransportExtension", "register_model_folder", "sockets"]
 
 NODES: tuple[type[io.ComfyNode], ...] = (
+    *load.NODES,
+    *steer.NODES,
     *postcard.NODES,
+    *encoders.NODES,
+    *concepts.NODES,
+    *sampling.NODES,
     *maps.NODES,
 )
 """Every node of the pack, in the order in which they are registered."""

@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
+
+from ..hypertransport_core.files import FileError, read_header
 
 MODEL_FOLDER = "hypertransport"
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -22,3 +25,36 @@ def register_model_folder() -> None:
         own.mkdir(parents=True, exist_ok=True)
     paths = [*paths, *(path for path in (str(own), str(WEIGHTS)) if path not in paths)]
     folder_paths.folder_names_and_paths[MODEL_FOLDER] = (paths, {*extensions, ".safetensors"})
+
+
+def files_of_kind(*kinds: str) -> list[str]:
+    """Names, as a combo shows them, of the files of these kinds (`hypernetwork`, `transport_maps` ...). Reads only headers, once."""
+    names = []
+    for name in folder_paths.get_filename_list(MODEL_FOLDER):
+        path = folder_paths.get_full_path(MODEL_FOLDER, name)
+        if path is not None and _kind(path, fingerprint(path)) in kinds:
+            names.append(name)
+    return names
+
+
+def find_file(name: str, folder: str = MODEL_FOLDER) -> Path:
+    """The path of a file a combo named. Raises FileError when it is gone."""
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        raise FileError(f"{name} is not in models/{folder}, expected one of its files: put it there and refresh, or choose another")
+    return Path(path)
+
+
+def fingerprint(path: str | Path) -> str:
+    """What changes when a file does: its time of change and size, for `fingerprint_inputs`."""
+    with suppress(OSError):
+        found = Path(path).stat()
+        return f"{path}:{found.st_mtime_ns}:{found.st_size}"
+    return f"{path}: not there"
+
+
+@lru_cache(maxsize=512)
+def _kind(path: str, _fingerprint: str) -> str:
+    with suppress(FileError, OSError):
+        return str(read_header(path)[0].get("kind", ""))
+    return ""

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import write_atomically
-from .folding import FoldError, _obstacle
-from .sites import output_module, site_module
+from .folding import FoldError, check_foldable
 from .transport import AffineMap, TransportMaps
 
 FORMS = ("small", "full")
@@ -35,14 +34,15 @@ def lora_tensors(network: nn.Module, maps: TransportMaps, strength: float = 1.0,
 
     original: parameter name -> its value without patches, or None where that is what the module holds. Sites whose map
     is the identity get no keys, so maps that only shift give a small file in either form.
-    Raises FoldError, naming the sites, where a map cannot become weights (see `fold_maps`); SiteError.
+    Raises FoldError, naming the sites, where a map cannot become weights (see `check_foldable`); SiteError.
     """
     if form not in FORMS:
         raise FoldError(f"There is no LoRA form '{form}'; choose {' or '.join(FORMS)}.")
-    blended = _foldable(network, maps, strength)
+    if maps.rows != 1:
+        raise FoldError(f"Maps of {maps.rows} concepts cannot be exported: a LoRA file holds one; choose one of them.")
+    blended = maps.interpolate(strength)
     tensors: dict[str, Tensor] = {}
-    for path in blended:
-        leaf_path, leaf = output_module(site_module(network, path), path)
+    for path, (leaf_path, leaf) in check_foldable(network, blended).items():
         weight, bias = (_value(leaf, leaf_path, name, original) for name in ("weight", "bias"))
         assert weight is not None  # or it would have been refused
         for key, value in _of_site(blended[path], weight, bias, form).items():
@@ -51,20 +51,6 @@ def lora_tensors(network: nn.Module, maps: TransportMaps, strength: float = 1.0,
         raise FoldError("The maps change nothing at this strength, so there is nothing to export; use a strength other "
                         "than 0 and maps other than the identity.")
     return tensors
-
-
-def _foldable(network: nn.Module, maps: TransportMaps, strength: float) -> TransportMaps:
-    """Maps at a strength, if every site can take its own; raises the FoldError of `fold_maps` otherwise."""
-    if maps.rows != 1:
-        raise FoldError(f"Maps of {maps.rows} concepts cannot be exported: a LoRA file holds one; choose one of them.")
-    blended = maps.interpolate(strength)
-    found = {path: _obstacle(output_module(site_module(network, path), path)[1], blended[path]) for path in blended}
-    refused = [f"'{path}' {obstacle}" for path, obstacle in found.items() if obstacle]
-    if refused:
-        named = ", ".join(refused[:4]) + (f", and {len(refused) - 4} more" if len(refused) > 4 else "")
-        raise FoldError(f"{len(refused)} of {len(maps)} sites cannot become weights ({named}); steer live, or use maps "
-                        "of other sites.")
-    return blended
 
 
 def _value(leaf: nn.Module, path: str, name: str, original: Callable[[str], Tensor | None] | None) -> Tensor | None:

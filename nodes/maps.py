@@ -16,7 +16,7 @@ from ..hypertransport_core.files import FileError, read_header
 from ..hypertransport_core.thumbnails import data_uri
 from ..hypertransport_core.transport import TransportMaps
 from ..hypertransport_core.weights_io import TRANSPORT_MAPS, load_step_maps, save_maps
-from .folders import MODEL_FOLDER
+from .folders import MODEL_FOLDER, files_of_kind, find_file, fingerprint
 from .saving import first_folder, numbered_path
 from .sockets import Maps, PredictedMaps, node_schema
 
@@ -164,8 +164,10 @@ class LoadMaps(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, maps_file: str) -> Any:
-        stat = find_maps(maps_file).stat()
-        return f"{maps_file}|{stat.st_mtime_ns}|{stat.st_size}"
+        try:
+            return fingerprint(find_maps(maps_file))
+        except FileError:
+            return maps_file
 
     @classmethod
     def execute(cls, maps_file: str) -> io.NodeOutput:
@@ -185,45 +187,34 @@ def read_maps(path: Path) -> PredictedMaps:
 
 def list_maps() -> list[str]:
     """The maps files of models/hypertransport and, marked, of output/hypertransport."""
-    names = [name for name in folder_paths.get_filename_list(MODEL_FOLDER)
-             if _holds_maps(folder_paths.get_full_path(MODEL_FOLDER, name))]
     output = Path(folder_paths.get_output_directory())
-    found = sorted((output / OUTPUT_FOLDER).rglob("*.safetensors"))
-    return names + [path.relative_to(output).as_posix() + OUTPUT_MARK for path in found if _holds_maps(str(path))]
+    found = [path for path in sorted((output / OUTPUT_FOLDER).rglob("*.safetensors")) if kind_of(path) == TRANSPORT_MAPS]
+    return files_of_kind(TRANSPORT_MAPS) + [path.relative_to(output).as_posix() + OUTPUT_MARK for path in found]
 
 
 def find_maps(name: str) -> Path:
     """The path of a listed maps file. Raises FileError when it is gone, or somewhere else than it may be."""
+    if not name.endswith(OUTPUT_MARK):
+        return find_file(name)
     output = Path(folder_paths.get_output_directory()).resolve()
-    if name.endswith(OUTPUT_MARK):
-        path = (output / name.removesuffix(OUTPUT_MARK)).resolve()
-        path = path if output in path.parents and path.is_file() else None
-    else:
-        found = folder_paths.get_full_path(MODEL_FOLDER, name) if name else None
-        path = Path(found) if found else None
-    if path is None:
-        raise FileError(f"The maps file '{name}' is not there, expected a file in models/{MODEL_FOLDER} or "
-                        f"output/{OUTPUT_FOLDER}: press R to look again and choose another")
+    path = (output / name.removesuffix(OUTPUT_MARK)).resolve()
+    if output not in path.parents or not path.is_file():
+        raise FileError(f"{name.removesuffix(OUTPUT_MARK)} is not in the output folder, expected one of its files: put it "
+                        "there and refresh, or choose another")
     return path
 
 
-def _holds_maps(path: str | None) -> bool:
-    if path is None:
-        return False
-    try:
-        stat = Path(path).stat()
-        return _kind(path, stat.st_mtime_ns, stat.st_size) == TRANSPORT_MAPS
-    except OSError:
-        return False
+def kind_of(path: Path) -> str:
+    """The kind a file's header names, remembered as long as the file stays as it is; "" for other tools' files."""
+    return _kind(str(path), fingerprint(path))
 
 
-@lru_cache(maxsize=1024)
-def _kind(path: str, modified: int, size: int) -> str | None:
-    """The kind a file's header names; remembered, because lists are made at every look at the nodes."""
+@lru_cache(maxsize=512)
+def _kind(path: str, _fingerprint: str) -> str:
     try:
-        return str(read_header(path)[0].get("kind"))
-    except FileError:
-        return None  # other tools' files may lie there too
+        return str(read_header(path)[0].get("kind", ""))
+    except (FileError, OSError):
+        return ""
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (CombineMaps, InvertMaps, SaveMaps, LoadMaps)

@@ -123,7 +123,7 @@ def test_only_maps_are_listed_and_strangers_refused(pack: SimpleNamespace, folde
     assert pack.maps.list_maps() == []
     for name in ("gone.safetensors", "../../secret.safetensors [output]", ""):
         words = pack.maps.LoadMaps.validate_inputs(name)
-        assert isinstance(words, str) and "is not there" in words and "press R" in words
+        assert isinstance(words, str) and "is not in " in words and "refresh" in words
     with pytest.raises(pack.files.FileError, match="'statistics' file, expected 'transport_maps'"):
         run_node(pack.maps.LoadMaps, maps_file="c.safetensors")
 

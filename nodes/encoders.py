@@ -1,0 +1,219 @@
+"""Load Concept Encoder: the shipped CLIP, or one that the user has among the host's text encoders and vision models."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import comfy.sd1_clip
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..hypertransport_core.encoders.base import ConceptEncoder, EncoderError
+from ..hypertransport_core.encoders.clip_files import (
+    ClipFile,
+    is_clip_folder,
+    load_clip_files,
+    read_clip_file,
+    signs_in_id,
+)
+from ..hypertransport_core.files import FileError, check_fits
+from ..hypertransport_core.weights_io import HypernetworkFile
+from .postcard import FileState, file_state, postcard_encoder
+from .sockets import Encoder, HyperTransport, advanced, node_schema
+
+AUTOMATIC, POSTCARD = "automatic", "Postcard (shipped)"
+KINDS = ("text_encoders", "clip_vision")
+TOKENIZER = Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something of the user's that a concept encoder can be made of. folder: a transformers CLIP; file: what its weights offer."""
+
+    path: Path
+    folder: bool
+    file: ClipFile | None
+
+    @property
+    def has_text(self) -> bool:
+        return self.folder or bool(self.file and self.file.text)
+
+    @property
+    def has_vision(self) -> bool:
+        return self.folder or bool(self.file and self.file.vision)
+
+    @property
+    def state(self) -> FileState:
+        """Changes when the weights do."""
+        return file_state(self.file.path if self.file else self.path)
+
+
+def candidates() -> dict[str, Candidate]:
+    """By the name shown, what lies in models/text_encoders, models/clip and models/clip_vision and looks like (half) a CLIP.
+
+    Only the tables of .safetensors files are read, and remembered until a file changes. A folder that transformers saved
+    stands for the files within it.
+    """
+    found: dict[str, Candidate] = {}
+    for kind in KINDS:
+        for name in folder_paths.get_filename_list(kind):
+            path = folder_paths.get_full_path(kind, name)
+            if path is None or not name.lower().endswith((".safetensors", ".sft")):
+                continue
+            with suppress(OSError):
+                shown, candidate = f"{kind}/{Path(name).as_posix()}", _candidate(file_state(path))
+                if candidate and candidate.folder:
+                    shown = shown.rpartition("/")[0]
+                if candidate and shown not in found:
+                    found[shown] = candidate
+    return found
+
+
+@lru_cache(maxsize=512)
+def _candidate(state: FileState) -> Candidate | None:
+    path = Path(state[0])
+    try:
+        file = read_clip_file(path)
+    except (FileError, OSError, RuntimeError):
+        file = None  # damaged, or not for us
+    if is_clip_folder(path.parent):
+        whole = file if file and file.text and file.vision else None
+        return Candidate(path.parent, True, whole)
+    return Candidate(path, False, file) if file else None
+
+
+@lru_cache(maxsize=1024)
+def _sign(state: FileState, half: str) -> str | None:
+    file = read_clip_file(state[0])
+    tower = None if file is None else getattr(file, half)
+    return None if tower is None else tower.sign()
+
+
+@lru_cache(maxsize=2)
+def _load(text: Candidate, vision: Candidate, states: tuple[FileState, FileState]) -> ConceptEncoder:
+    with torch.inference_mode(False):
+        if text.folder:
+            from ..hypertransport_core.encoders.transformers_clip import TransformersClipEncoder
+
+            return TransformersClipEncoder.from_folder(text.path)
+        if text.file is None or vision.file is None:
+            raise EncoderError(f"{(vision if text.file else text).path} cannot be one tower of two, expected a single .safetensors file")
+        return load_clip_files(text.file, vision.file, TOKENIZER)
+
+
+def load(text: Candidate, vision: Candidate) -> ConceptEncoder:
+    """The encoder, float32 on the CPU; the last two stay in memory. Raises EncoderError, FileError."""
+    return _load(text, vision, (text.state, vision.state))
+
+
+def find(encoder_id: str, wanted_by: str) -> ConceptEncoder:
+    """The encoder with this id: the shipped one, or among the candidates, by their weights. Raises EncoderError naming the id,
+    where it was looked for, and the cure."""
+    shipped = postcard_encoder()
+    if shipped.encoder_id == encoder_id:
+        return shipped
+    signs = signs_in_id(encoder_id)
+    halves: dict[str, Candidate] = {}
+    for candidate in candidates().values():
+        for half, sign in zip(("text", "vision"), signs or ()):
+            if candidate.file and half not in halves and _matches(candidate.file, half, sign):
+                halves[half] = candidate
+    if len(halves) == 2:
+        return load(halves["text"], halves["vision"])
+    there = f"; its {next(iter(halves))} tower is there, the other is not" if halves else ""
+    raise EncoderError(f"{wanted_by} reads concepts of the encoder '{encoder_id}', which is neither shipped nor among the .safetensors files in "
+                       f"{_places()}{there}: put that CLIP there, with both towers, or choose it by name")
+
+
+def _matches(file: ClipFile, half: str, sign: str) -> bool:
+    try:
+        return _sign(file_state(file.path), half) == sign
+    except (FileError, OSError, RuntimeError):
+        return False
+
+
+def _places() -> str:
+    return ", ".join(str(path) for kind in KINDS for path in folder_paths.get_folder_paths(kind))
+
+
+def pick_vision(text: Candidate, name: str, known: Mapping[str, Candidate]) -> Candidate:
+    """The candidate that gives the vision tower: the named one; else the same file or folder; else the only one of the same width.
+    Raises EncoderError."""
+    if name != AUTOMATIC:
+        return known[name]
+    if text.has_vision:
+        return text
+    assert text.file is not None and text.file.text is not None
+    width = text.file.text.projected
+    fitting = {shown: one for shown, one in known.items() if one.file and one.file.vision and one.file.vision.projected == width}
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    among = f"{len(fitting)} others do ({', '.join(fitting)})" if fitting else "no other file there does"
+    raise EncoderError(f"{text.path.name} holds the text tower of a CLIP only, expected a vision tower of width {width} too, and {among}: "
+                       + ("choose one as vision" if fitting else "put that CLIP's vision model into models/clip_vision"))
+
+
+class LoadConceptEncoder(io.ComfyNode):
+    """See the schema."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        known = candidates()
+        return node_schema(
+            node_id="HyperTransportLoadEncoder",
+            display_name="Load Concept Encoder",
+            description="Loads the CLIP that turns words and pictures into concepts. It must be the very CLIP that the HyperTransport weights were "
+                        "trained with: connect the weights and leave 'automatic', and it is found among your files by its content, whatever it is called. "
+                        "Runs on the CPU in float32; nothing is ever downloaded.",
+            search_aliases=["clip", "clip vision", "text encoder", "image encoder", "open_clip", "transformers"],
+            inputs=[
+                io.Combo.Input("encoder", options=[AUTOMATIC, POSTCARD, *(name for name, one in known.items() if one.has_text)], default=AUTOMATIC,
+                               tooltip="automatic: the one that the connected weights name; without weights the shipped one. Else a CLIP in safetensors "
+                                       "from models/text_encoders, models/clip or models/clip_vision, or a transformers folder there."),
+                advanced(io.Combo.Input("vision", options=[AUTOMATIC, *(name for name, one in known.items() if one.has_vision and not one.folder)],
+                                        default=AUTOMATIC, optional=True,
+                                        tooltip="Where the vision tower comes from when the chosen file has only the text tower, as clip_l has. "
+                                                "automatic: the same file, else the only file whose width fits.")),
+                HyperTransport.Input("weights", optional=True,
+                                     tooltip="HyperTransport weights. With 'automatic' the encoder they name is searched by its content; with another "
+                                             "choice it is checked that both belong together."),
+            ],
+            outputs=[Encoder.Output(display_name="encoder", tooltip="For Concept Encoder.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, encoder: str = AUTOMATIC, vision: str = AUTOMATIC, weights: Any = None) -> Any:
+        if encoder == POSTCARD:
+            return POSTCARD
+        return tuple((name, one.state) for name, one in candidates().items())
+
+    @classmethod
+    def execute(cls, encoder: str, vision: str = AUTOMATIC, weights: HypernetworkFile | None = None) -> io.NodeOutput:
+        wanted = None if weights is None else (weights.header.get("encoder") or {}).get("id")
+        if encoder == POSTCARD or (encoder == AUTOMATIC and wanted is None):
+            loaded: ConceptEncoder = postcard_encoder()
+        elif encoder == AUTOMATIC:
+            assert weights is not None
+            loaded = find(str(wanted), weights.path.name)
+        else:
+            loaded = cls._named(encoder, vision)
+        if weights is not None:
+            check_fits(weights.header, weights.path.name, encoder_id=loaded.encoder_id, encoder_width=loaded.width)
+        return io.NodeOutput(loaded, ui=ui.PreviewText(f"{loaded.encoder_id}, {loaded.width} numbers per concept"))
+
+    @staticmethod
+    def _named(encoder: str, vision: str) -> ConceptEncoder:
+        known = candidates()
+        for name in (encoder, vision):
+            if name != AUTOMATIC and name not in known:
+                raise EncoderError(f"'{name}' is no CLIP in {_places()}, expected one of {', '.join(known) or 'none, as there is no CLIP'}: "
+                                   "choose another, or refresh the page after adding files")
+        return load(known[encoder], pick_vision(known[encoder], vision, known))
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (LoadConceptEncoder,)

@@ -20,6 +20,7 @@ from ..pipeline import Pipeline, StepMaps, each_map, is_picture
 from ..sheets import Row, contact_sheet, save_sheet
 from ..transport import TransportMaps
 from . import CommandError
+from .options import add_weights_options
 
 PROMPT = "a red house"
 CONCEPTS = ("teal mosaic", "azure polka dots", "snowy field at night")  # held out: no hypernetwork was trained on them
@@ -82,19 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER|FILE.png",
         help="folder for all pictures, or the file of the sheet",
     )
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        default=None,
-        metavar="FOLDER",
-        help="the weights folder (default: the one of this package)",
-    )
-    parser.add_argument(
-        "--hypernetwork",
-        default=None,
-        metavar="FILE",
-        help="a hypernetwork file, or the name of one in the weights folder",
-    )
+    add_weights_options(parser)
     parser.add_argument("--list", action="store_true", help="list subjects, colours and concepts, and stop")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..files import FileError
 from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline
 from . import CommandError
+from .options import add_weights_options
 
 if TYPE_CHECKING:
     from ..evaluation.runner import EvaluationSettings
@@ -75,19 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sheet", type=Path, default=None, metavar="FILE.png", help="write one picture per concept and method as well"
     )
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        default=None,
-        metavar="FOLDER",
-        help="the weights folder (default: the one of this package)",
-    )
-    parser.add_argument(
-        "--hypernetwork",
-        default=None,
-        metavar="FILE",
-        help="a hypernetwork file, or the name of one in the weights folder",
-    )
+    add_weights_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on the way")
 
 

@@ -61,10 +61,13 @@ class Browser:
                 chromium.close()
 
     def open(self, server: Server, *, width: int = 1600, height: int = 1000, locale: str = "en") -> ComfyPage:
-        """ComfyUI's page with an empty graph, in the language `locale` (en, zh, ja ...)."""
+        """ComfyUI's page with an empty graph, in the language `locale` (en, zh, ja ...). Raises NoBrowser for a host that lacks
+        spandrel: this page cannot draw its own loaders of checkpoints and LoRAs then."""
+        if "UpscaleModelLoader" not in server.object_info():
+            raise NoBrowser("the Python package spandrel is not installed, which this host's page cannot do without")
         server.post("/settings", {**SETTINGS, "Comfy.Locale": locale})
         context = self.chromium.new_context(viewport={"width": width, "height": height}, locale="en-US")
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(60_000)  # a busy machine is slow, not broken
         page = ComfyPage(context.new_page(), server)
         page.load()
         return page
@@ -86,6 +89,7 @@ class ComfyPage:
     page: Any
     server: Server
     said: list[Said] = field(default_factory=list)
+    read: int = 0
 
     # -- the page itself
 
@@ -96,9 +100,9 @@ class ComfyPage:
         page.on("console", lambda message: self._note(message.type, message.text, message.location.get("url", "")))
         page.on("pageerror", lambda error: self._note("uncaught", f"{error}\n{error.stack or ''}"))
         page.on("response", lambda answer: self._note("http", str(answer.status), answer.url) if answer.status >= 400 else None)
-        page.goto(self.server.url)
+        page.goto(self.server.url, timeout=180_000)
         count = len(self.server.object_info())
-        page.wait_for_function("n => window.app?.graph && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length >= n", arg=count)
+        page.wait_for_function("n => window.app?.graph && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length >= n", arg=count, timeout=180_000)
         page.wait_for_function("() => !document.querySelector('#splash-loader, .p-progressspinner, .p-blockui-mask')")
         self.new_graph()
 
@@ -115,11 +119,12 @@ class ComfyPage:
         if kind in ("error", "warning", "uncaught", "http"):
             self.said.append(Said(kind, text, where))
 
-    def complaints(self) -> list[Said]:
-        """What the console said against this pack: anything that names it, and any uncaught error that an empty page does not have."""
-        known = ("reading 'id'",)  # the page's own, before any graph is loaded
+    def complaints(self, *, of_all: bool = False) -> list[Said]:
+        """What the console said against this pack since the last reset, or ever: anything that names it, and any uncaught error
+        that an empty page does not have."""
+        known = ("reading 'id'",)  # the page's own, before any graph is loaded: a setting is changed before it is defined
         return [
-            said for said in self.said
+            said for said in self.said[0 if of_all else self.read :]
             if PACK_NAME.lower() in (said.text + said.where).lower() or (said.kind == "uncaught" and not any(words in said.text for words in known))
         ]
 
@@ -129,6 +134,16 @@ class ComfyPage:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path)
         return path
+
+    def reset(self) -> None:
+        """An empty graph in a page with nothing open; what was said before is no longer told by `complaints`."""
+        for _ in range(2):
+            self.page.keyboard.press("Escape")
+        if self.page.locator(".side-bar-button-selected").count():
+            self.page.locator(".side-bar-button-selected").first.click()
+        self.new_graph()
+        self.page.wait_for_timeout(100)
+        self.read = len(self.said)
 
     def close(self) -> None:
         """Close the page and its context."""
@@ -145,9 +160,13 @@ class ComfyPage:
         self.page.evaluate("w => app.loadGraphData(w)", workflow)
         self.fit()
 
+    def add(self, node_type: str) -> None:
+        """Put a new node into the graph."""
+        self.page.evaluate("type => { app.graph.add(LiteGraph.createNode(type)); app.canvas.draw(true, true) }", node_type)
+
     def fit(self) -> None:
         """The whole graph in view."""
-        self.page.evaluate("() => { app.canvas.fitViewToSelectionAnimated?.({duration: 0}); app.canvas.setDirty(true, true) }")
+        self.page.evaluate("() => { app.canvas.fitViewToSelectionAnimated?.({duration: 1}); app.canvas.setDirty(true, true) }")
         self.page.wait_for_timeout(300)
 
     def prompt(self) -> dict[str, Any]:
@@ -165,15 +184,18 @@ class ComfyPage:
         return self.page.evaluate("() => app.graph.nodes.filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type]).map(n => n.type)")
 
     def search(self, words: str) -> list[str]:
-        """Display names that the search box (a double click on the empty canvas) offers for these words."""
-        canvas = self._canvas()
-        self.page.mouse.dblclick(canvas["x"] + canvas["width"] * 0.7, canvas["y"] + canvas["height"] * 0.85)
+        """Display names that the search box (a double click on the empty canvas) offers for these words. The box stays open."""
         box = self.page.locator(".comfy-vue-node-search-container input").first
-        box.wait_for()
+        canvas = self.page.locator("#graph-canvas").bounding_box()
+        for _ in range(10):
+            if box.is_visible():
+                break
+            self.page.mouse.dblclick(canvas["x"] + canvas["width"] * 0.7, canvas["y"] + canvas["height"] * 0.85)
+            self.page.wait_for_timeout(500)  # on a busy machine two clicks may come too far apart for the page
         box.fill(words)
-        self.page.wait_for_timeout(700)
-        found = self.page.locator(".comfy-vue-node-search-container .p-autocomplete-option, .p-autocomplete-overlay .p-autocomplete-option")
-        return [text.strip() for text in found.all_inner_texts()]
+        self.page.wait_for_timeout(500)
+        found = self.page.locator(".p-autocomplete-overlay .p-autocomplete-option")
+        return [text.replace("\xa0", "").split("\n")[0].strip() for text in found.all_inner_texts()]
 
     def add_searched(self) -> None:
         """Take the first of what `search` offered."""
@@ -315,14 +337,17 @@ class ComfyPage:
         if name not in self.open_templates():
             raise AssertionError(f"the Templates dialog does not list {name}")
         self.page.locator(f"[data-testid='template-workflow-{name}']").click()
-        self.page.locator("[data-testid='template-workflows-content']").wait_for(state="detached")
+        self._templates_gone()
         self.page.wait_for_function("() => app.graph.nodes.length > 0")
         self.page.wait_for_timeout(500)
 
-    # --
+    def leave_templates(self) -> None:
+        """Close the Templates dialog."""
+        self.page.keyboard.press("Escape")
+        self._templates_gone()
 
-    def _canvas(self) -> dict[str, float]:
-        return self.page.locator("#graph-canvas").bounding_box()
+    def _templates_gone(self) -> None:
+        self.page.locator("[data-testid='template-workflows-content']").wait_for(state="detached")
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:

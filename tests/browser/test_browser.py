@@ -1,0 +1,112 @@
+"""What a person sees and does on ComfyUI's own page, with the pack in its server."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import workflows
+from comfy_boot import PACK
+from comfy_browser import ComfyPage, differences
+from comfy_server import PACK_NAME, Server
+
+pytestmark = [pytest.mark.host, pytest.mark.browser]
+every_workflow = pytest.mark.parametrize("path", workflows.shipped(), ids=lambda path: path.stem)
+HELP = sorted(path.name.removesuffix(".md") for path in (PACK / "web" / "docs").glob("HyperTransport*"))
+
+
+def test_page_opens_without_complaint(page: ComfyPage, shots: Path) -> None:
+    page.screenshot(shots / "empty.png")
+    assert page.complaints(of_all=True) == []
+
+
+def test_every_node_is_found_by_its_name(page: ComfyPage, server: Server) -> None:
+    offered = {info["display_name"]: page.search(info["display_name"]) for info in server.own_nodes().values()}
+    assert [name for name, found in offered.items() if name not in found] == []
+    assert page.complaints() == []
+
+
+def test_a_node_is_added_by_searching(page: ComfyPage, shots: Path) -> None:
+    found = page.search("hypertransport")
+    page.screenshot(shots / "search.png")
+    assert "HyperTransport Steer" in found
+    page.search("hypertransport steer")
+    page.add_searched()
+    assert [node["type"] for node in page.nodes()] == ["HyperTransportSteer"]
+    page.centre("HyperTransportSteer", scale=1.5)
+    page.screenshot(shots / "steer.png")
+    assert page.complaints() == []
+
+
+def test_templates_dialog_lists_every_workflow_with_its_picture(page: ComfyPage, shots: Path) -> None:
+    if not workflows.shipped():
+        pytest.skip("the pack has no workflows yet")
+    listed = page.open_templates()
+    page.screenshot(shots / "templates.png")
+    broken = page.broken_pictures("[data-testid='template-workflows-content']")
+    page.leave_templates()
+    assert listed == [path.stem for path in workflows.shipped()]
+    assert broken == []
+    assert page.complaints() == []
+
+
+@every_workflow
+def test_workflow_opens_whole_and_means_what_the_server_tests_post(page: ComfyPage, server: Server, path: Path, shots: Path) -> None:
+    workflow = workflows.load(path)
+    page.load_workflow(workflow)
+    page.screenshot(shots / f"workflow_{path.stem}.png")
+    assert page.missing_types() == []
+    assert differences(page.prompt(), workflows.to_prompt(workflow, server.object_info()), ignore=("upload",)) == []
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize("node_id", HELP)
+def test_help_page_opens_with_its_pictures(page: ComfyPage, server: Server, node_id: str, shots: Path) -> None:
+    page.add(node_id)
+    words = page.open_help(node_id)
+    page.screenshot(shots / f"help_{node_id}.png")
+    assert len(words) > 200, words
+    assert page.broken_pictures(".node-help-content") == []
+    assert page.complaints() == []
+
+
+def test_converter_agrees_with_the_page_on_hard_cases(page: ComfyPage, server: Server) -> None:
+    """A bypassed node, a muted one, a reroute, a primitive, a seed's extra widget, an upload button, a note: core nodes only."""
+    page.load_workflow(HARD)
+    assert differences(page.prompt(), workflows.to_prompt(HARD, server.object_info()), ignore=("upload",)) == []
+
+
+def test_run_shows_a_picture(page: ComfyPage, shots: Path) -> None:
+    """The harness itself, with core nodes: Run, and a picture appears."""
+    page.load_workflow(HARD)
+    ran = page.run()
+    assert ran["status"] == "success", ran
+    assert ("SaveImage", 48, 32) in page.wait_for_picture()
+    page.screenshot(shots / "run.png")
+
+
+def _node(number: int, kind: str, values: list[object], inputs: dict[str, int | None], outputs: dict[str, list[int]], mode: int = 0, widgets: tuple[str, ...] = ()) -> dict:
+    """A saved node; `inputs` are name -> link id, `outputs` type -> link ids, `widgets` the inputs that are widgets too."""
+    kinds = {"image": "IMAGE", "images": "IMAGE", "width": "INT", "": "*"}
+    return {
+        "id": number, "type": kind, "pos": [30 + 330 * ((number - 1) % 4), 30 + 300 * ((number - 1) // 4)], "size": [300, 200], "flags": {}, "order": number, "mode": mode,
+        "inputs": [{"name": name, "type": kinds.get(name, "*"), "link": link, **({"widget": {"name": name}} if name in widgets else {})} for name, link in inputs.items()],
+        "outputs": [{"name": name, "type": name, "links": links, **({"widget": {"name": "width"}} if kind == "PrimitiveNode" else {})} for name, links in outputs.items()],
+        "properties": {}, "widgets_values": values,
+    }
+
+
+HARD = {
+    "last_node_id": 8, "last_link_id": 7, "groups": [], "config": {}, "extra": {}, "version": 0.4,
+    "nodes": [
+        _node(1, "PrimitiveNode", [48, "fixed"], {}, {"INT": [1]}),
+        _node(2, "EmptyImage", [512, 32, 1, 8421504], {"width": 1}, {"IMAGE": [2, 6]}, widgets=("width",)),
+        _node(3, "ImageInvert", [], {"image": 2}, {"IMAGE": [3]}, mode=workflows.BYPASSED),
+        _node(4, "Reroute", [], {"": 3}, {"IMAGE": [4]}),
+        _node(5, "SaveImage", [PACK_NAME], {"images": 4}, {}),
+        _node(6, "SaveImage", ["muted"], {"images": 6}, {}, mode=workflows.MUTED),
+        _node(7, "MarkdownNote", ["A note."], {}, {}),
+        _node(8, "RandomNoise", [7, "fixed"], {}, {"NOISE": []}),
+    ],
+    "links": [[1, 1, 0, 2, 0, "INT"], [2, 2, 0, 3, 0, "IMAGE"], [3, 3, 0, 4, 0, "IMAGE"], [4, 4, 0, 5, 0, "IMAGE"], [6, 2, 0, 6, 0, "IMAGE"]],
+}

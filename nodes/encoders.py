@@ -1,4 +1,5 @@
 """Load Concept Encoder: the shipped CLIP, or one that the user has among the host's text encoders and vision models."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -33,7 +34,8 @@ TOKENIZER = Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer"
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something of the user's that a concept encoder can be made of. folder: a transformers CLIP; file: what its weights offer."""
+    """Something of the user's that a concept encoder can be made of. folder: a transformers CLIP; file: what its
+    weights offer."""
 
     path: Path
     folder: bool
@@ -54,10 +56,11 @@ class Candidate:
 
 
 def candidates() -> dict[str, Candidate]:
-    """By the name shown, what lies in models/text_encoders, models/clip and models/clip_vision and looks like (half) a CLIP.
+    """By the name shown, what lies in models/text_encoders, models/clip and models/clip_vision and looks like (half) a
+    CLIP.
 
-    Only the tables of .safetensors files are read, and remembered until a file changes. A folder that transformers saved
-    stands for the files within it.
+    Only the tables of .safetensors files are read, and remembered until a file changes. A folder that transformers
+    saved stands for the files within it.
     """
     found: dict[str, Candidate] = {}
     for kind in KINDS:
@@ -102,7 +105,10 @@ def _load(text: Candidate, vision: Candidate, states: tuple[FileState, FileState
 
             return TransformersClipEncoder.from_folder(text.path)
         if text.file is None or vision.file is None:
-            raise EncoderError(f"{(vision if text.file else text).path} cannot be one tower of two, expected a single .safetensors file")
+            raise EncoderError(
+                f"{(vision if text.file else text).path} cannot be one tower of two, expected a single .safetensors "
+                "file"
+            )
         return load_clip_files(text.file, vision.file, TOKENIZER)
 
 
@@ -126,8 +132,10 @@ def find(encoder_id: str, wanted_by: str) -> ConceptEncoder:
     if len(halves) == 2:
         return load(halves["text"], halves["vision"])
     there = f"; its {next(iter(halves))} tower is there, the other is not" if halves else ""
-    raise EncoderError(f"{wanted_by} reads concepts of the encoder '{encoder_id}', which is neither shipped nor among the .safetensors files in "
-                       f"{_places()}{there}: put that CLIP there, with both towers, or choose it by name")
+    raise EncoderError(
+        f"{wanted_by} reads concepts of the encoder '{encoder_id}', which is neither shipped nor among the "
+        f".safetensors files in {_places()}{there}: put that CLIP there, with both towers, or choose it by name"
+    )
 
 
 def _matches(file: ClipFile, half: str, sign: str) -> bool:
@@ -142,20 +150,27 @@ def _places() -> str:
 
 
 def pick_vision(text: Candidate, name: str, known: Mapping[str, Candidate]) -> Candidate:
-    """The candidate that gives the vision tower: the named one; else the same file or folder; else the only one of the same width.
-    Raises EncoderError."""
+    """The candidate that gives the vision tower: the named one; else the same file or folder; else the only one of the
+    same width. Raises EncoderError."""
     if name != AUTOMATIC:
         return known[name]
     if text.has_vision:
         return text
     assert text.file is not None and text.file.text is not None
     width = text.file.text.projected
-    fitting = {shown: one for shown, one in known.items() if one.file and one.file.vision and one.file.vision.projected == width}
+    fitting = {
+        shown: one
+        for shown, one in known.items()
+        if one.file and one.file.vision and one.file.vision.projected == width
+    }
     if len(fitting) == 1:
         return next(iter(fitting.values()))
     among = f"{len(fitting)} others do ({', '.join(fitting)})" if fitting else "no other file there does"
-    raise EncoderError(f"{text.path.name} holds the text tower of a CLIP only, expected a vision tower of width {width} too, and {among}: "
-                       + ("choose one as vision" if fitting else "put that CLIP's vision model into models/clip_vision"))
+    raise EncoderError(
+        f"{text.path.name} holds the text tower of a CLIP only, expected a vision tower of width {width} too, and "
+        f"{among}: "
+        + ("choose one as vision" if fitting else "put that CLIP's vision model into models/clip_vision")
+    )
 
 
 class LoadConceptEncoder(io.ComfyNode):
@@ -167,21 +182,39 @@ class LoadConceptEncoder(io.ComfyNode):
         return node_schema(
             node_id="HyperTransportLoadEncoder",
             display_name="Load Concept Encoder",
-            description="Loads the CLIP that turns words and pictures into concepts. It must be the very CLIP that the HyperTransport weights were "
-                        "trained with: connect the weights and leave 'automatic', and it is found among your files by its content, whatever it is called. "
-                        "Runs on the CPU in float32; nothing is ever downloaded.",
+            description="Loads the CLIP that turns words and pictures into concepts. It must be the very CLIP that "
+                        "the HyperTransport weights were trained with: connect the weights and leave 'automatic', and "
+                        "it is found among your files by its content, whatever it is called. Runs on the CPU in "
+                        "float32; nothing is ever downloaded.",
             search_aliases=["clip", "clip vision", "text encoder", "image encoder", "open_clip", "transformers"],
             inputs=[
-                io.Combo.Input("encoder", options=[AUTOMATIC, POSTCARD, *(name for name, one in known.items() if one.has_text)], default=AUTOMATIC,
-                               tooltip="automatic: the one that the connected weights name; without weights the shipped one. Else a CLIP in safetensors "
-                                       "from models/text_encoders, models/clip or models/clip_vision, or a transformers folder there."),
-                advanced(io.Combo.Input("vision", options=[AUTOMATIC, *(name for name, one in known.items() if one.has_vision and not one.folder)],
-                                        default=AUTOMATIC, optional=True,
-                                        tooltip="Where the vision tower comes from when the chosen file has only the text tower, as clip_l has. "
-                                                "automatic: the same file, else the only file whose width fits.")),
-                HyperTransport.Input("weights", optional=True,
-                                     tooltip="HyperTransport weights. With 'automatic' the encoder they name is searched by its content; with another "
-                                             "choice it is checked that both belong together."),
+                io.Combo.Input(
+                    "encoder",
+                    options=[AUTOMATIC, POSTCARD, *(name for name, one in known.items() if one.has_text)],
+                    default=AUTOMATIC,
+                    tooltip="automatic: the one that the connected weights name; without weights the shipped one. "
+                            "Else a CLIP in safetensors from models/text_encoders, models/clip or models/clip_vision, "
+                            "or a transformers folder there.",
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "vision",
+                        options=[
+                            AUTOMATIC,
+                            *(name for name, one in known.items() if one.has_vision and not one.folder),
+                        ],
+                        default=AUTOMATIC,
+                        optional=True,
+                        tooltip="Where the vision tower comes from when the chosen file has only the text tower, as "
+                                "clip_l has. automatic: the same file, else the only file whose width fits.",
+                    )
+                ),
+                HyperTransport.Input(
+                    "weights",
+                    optional=True,
+                    tooltip="HyperTransport weights. With 'automatic' the encoder they name is searched by its "
+                            "content; with another choice it is checked that both belong together.",
+                ),
             ],
             outputs=[Encoder.Output(display_name="encoder", tooltip="For Concept Encoder.")],
         )
@@ -211,8 +244,11 @@ class LoadConceptEncoder(io.ComfyNode):
         known = candidates()
         for name in (encoder, vision):
             if name != AUTOMATIC and name not in known:
-                raise EncoderError(f"'{name}' is no CLIP in {_places()}, expected one of {', '.join(known) or 'none, as there is no CLIP'}: "
-                                   "choose another, or refresh the page after adding files")
+                raise EncoderError(
+                    f"'{name}' is no CLIP in {_places()}, expected one of "
+                    f"{', '.join(known) or 'none, as there is no CLIP'}: choose another, or refresh the page after "
+                    "adding files"
+                )
         return load(known[encoder], pick_vision(known[encoder], vision, known))
 
 

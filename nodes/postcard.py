@@ -1,4 +1,5 @@
 """The shipped Postcard world as MODEL, CLIP, VAE and CONCEPT_ENCODER, and an empty latent of its shape."""
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -32,7 +33,10 @@ def shipped_file(name: str) -> Path:
     """A file of the Postcard world, from this pack's own folder. Raises FileError."""
     path = WEIGHTS / name
     if not path.is_file():
-        raise FileError(f"{name} is not in the pack's folder {WEIGHTS}, expected the weights of the Postcard world: install the pack again")
+        raise FileError(
+            f"{name} is not in the pack's folder {WEIGHTS}, expected the weights of the Postcard world: install the "
+            "pack again"
+        )
     return path
 
 
@@ -64,19 +68,33 @@ class PostcardModelNode(io.ComfyNode):
         return node_schema(
             node_id="HyperTransportPostcard",
             display_name="Postcard Model",
-            description="The small text-to-image model that comes with this pack: 64 × 64 pictures of a house, a boat, a cat and other things, "
-                        "in many styles, within a second on any CPU. Nothing to download. Sample it with KSampler: 4 steps, cfg 1, euler, simple, "
-                        "on an Empty Postcard Latent.",
+            description="The small text-to-image model that comes with this pack: 64 × 64 pictures of a house, a "
+                        "boat, a cat and other things, in many styles, within a second on any CPU. Nothing to "
+                        "download. Sample it with KSampler: 4 steps, cfg 1, euler, simple, on an Empty Postcard "
+                        "Latent.",
             search_aliases=["demo model", "example checkpoint", "load postcard", "built-in model"],
             inputs=[],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The text-to-image network, an SD-style UNet of 9 million parameters. For KSampler (4 steps, "
-                                                              "cfg 1, euler, simple) and for HyperTransport Steer."),
-                io.Clip.Output(display_name="clip", tooltip="Its text encoder, for CLIP Text Encode. Reads up to 22 plain English words of the Postcard "
-                                                            "world, such as: a small red house on the left, in snow. Weights like (snow:1.3) work."),
-                io.Vae.Output(display_name="vae", tooltip="Latents to pictures and back, without loss: 4 × 4 pixels are 48 channels."),
-                Encoder.Output(display_name="encoder", tooltip="Its concept encoder, for Concept Encoder: words or pictures to the concept that the shipped "
-                                                               "hypernetwork reads."),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The text-to-image network, an SD-style UNet of 9 million parameters. For KSampler (4 "
+                            "steps, cfg 1, euler, simple) and for HyperTransport Steer.",
+                ),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="Its text encoder, for CLIP Text Encode. Reads up to 22 plain English words of the "
+                            "Postcard world, such as: a small red house on the left, in snow. Weights like (snow:1.3) "
+                            "work.",
+                ),
+                io.Vae.Output(
+                    display_name="vae",
+                    tooltip="Latents to pictures and back, without loss: 4 × 4 pixels are 48 channels.",
+                ),
+                Encoder.Output(
+                    display_name="encoder",
+                    tooltip="Its concept encoder, for Concept Encoder: words or pictures to the concept that the "
+                            "shipped hypernetwork reads.",
+                ),
             ],
         )
 
@@ -98,22 +116,54 @@ class EmptyPostcardLatent(io.ComfyNode):
         return node_schema(
             node_id="HyperTransportEmptyPostcardLatent",
             display_name="Empty Postcard Latent",
-            description="A batch of empty latents for the Postcard Model, whose latents are a quarter of a picture's side with 48 channels. "
-                        "The stock Empty Latent Image makes an eighth instead, so its pictures come out at half the size.",
+            description="A batch of empty latents for the Postcard Model, whose latents are a quarter of a picture's "
+                        "side with 48 channels. The stock Empty Latent Image makes an eighth instead, so its pictures "
+                        "come out at half the size.",
             search_aliases=["empty latent image", "postcard size", "batch size"],
             inputs=[
-                io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="How many pictures, 1 to 256, each from its own noise."),
-                advanced(io.Int.Input("width", default=SIDE, min=32, max=256, step=8, optional=True,
-                             tooltip="Width in pixels, 32 to 256. The model was taught 64; other sizes are a curiosity.")),
-                advanced(io.Int.Input("height", default=SIDE, min=32, max=256, step=8, optional=True,
-                             tooltip="Height in pixels, 32 to 256. The model was taught 64; other sizes are a curiosity.")),
+                io.Int.Input(
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=256,
+                    tooltip="How many pictures, 1 to 256, each from its own noise.",
+                ),
+                advanced(
+                    io.Int.Input(
+                        "width",
+                        default=SIDE,
+                        min=32,
+                        max=256,
+                        step=8,
+                        optional=True,
+                        tooltip="Width in pixels, 32 to 256. The model was taught 64; other sizes are a curiosity.",
+                    )
+                ),
+                advanced(
+                    io.Int.Input(
+                        "height",
+                        default=SIDE,
+                        min=32,
+                        max=256,
+                        step=8,
+                        optional=True,
+                        tooltip="Height in pixels, 32 to 256. The model was taught 64; other sizes are a curiosity.",
+                    )
+                ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="Zeros (batch, 48, height / 4, width / 4), for KSampler's latent_image.")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="Zeros (batch, 48, height / 4, width / 4), for KSampler's latent_image.",
+                )
+            ],
         )
 
     @classmethod
     def execute(cls, batch_size: int, width: int = SIDE, height: int = SIDE) -> io.NodeOutput:
-        zeros = torch.zeros(batch_size, CHANNELS, height // PATCH, width // PATCH, device=comfy.model_management.intermediate_device())
+        zeros = torch.zeros(
+            batch_size, CHANNELS, height // PATCH, width // PATCH, device=comfy.model_management.intermediate_device()
+        )
         return io.NodeOutput({"samples": zeros})
 
 

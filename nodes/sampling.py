@@ -1,4 +1,6 @@
-"""One-Step Sampling and DMD2 Sigmas: distilled models as their makers sample them, for the stock SamplerCustomAdvanced."""
+"""One-Step Sampling and DMD2 Sigmas: distilled models as their makers sample them, for the stock
+SamplerCustomAdvanced."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,8 +19,8 @@ DMD2_TIMESTEPS = (999, 749, 499, 249)
 class OneStepSampler(comfy.samplers.KSAMPLER):
     """Euler, whose starting noise is always scaled as for the highest sigma: sqrt(1 + sigma^2) times unit noise.
 
-    The host does so only when the first sigma is the model's maximum; at a lower one it scales by sigma, which leaves the
-    network with less than the unit variance that one-step models were distilled on.
+    The host does so only when the first sigma is the model's maximum; at a lower one it scales by sigma, which leaves
+    the network with less than the unit variance that one-step models were distilled on.
     """
 
     def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
@@ -37,8 +39,10 @@ def sigmas_at(model: Any, timesteps: tuple[int, ...]) -> Tensor:
     """The model's sigmas (float32, CPU) at timesteps of its 1000, and a final 0. Raises ValueError for a flow model."""
     sampling = model.get_model_object("model_sampling")
     if isinstance(sampling, comfy.model_sampling.CONST):
-        raise ValueError("The connected model is a flow model, which has no timesteps of 1000 noise levels, expected one of the SD, SDXL or PixArt kind: "
-                         "sample it with KSampler, with 1 step for a one-step model")
+        raise ValueError(
+            "The connected model is a flow model, which has no timesteps of 1000 noise levels, expected one of the SD, "
+            "SDXL or PixArt kind: sample it with KSampler, with 1 step for a one-step model"
+        )
     levels = sampling.sigma(torch.tensor([float(step) for step in timesteps]))
     return torch.cat([levels.float().cpu(), torch.zeros(1)])
 
@@ -52,17 +56,34 @@ class OneStepSampling(io.ComfyNode):
             node_id="HyperTransportOneStep",
             display_name="One-Step Sampling",
             category=f"{CATEGORY}/sampling",
-            description="Sampler and sigmas for models that were distilled to a single step, for SamplerCustomAdvanced with BasicGuider and RandomNoise. "
-                        "Scales the starting noise as those models expect it; with the stock nodes alone the picture comes out pale and soft.",
+            description="Sampler and sigmas for models that were distilled to a single step, for "
+                        "SamplerCustomAdvanced with BasicGuider and RandomNoise. Scales the starting noise as those "
+                        "models expect it; with the stock nodes alone the picture comes out pale and soft.",
             search_aliases=["one step", "1-step", "dmd2", "nitro", "distilled", "single step sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="A one-step model, such as DMD2 one-step (SDXL) or Nitro-1-PixArt. Its noise schedule is read, nothing is changed."),
-                io.Int.Input("timestep", default=400, min=1, max=999,
-                             tooltip="The timestep the model was distilled at, 1 to 999: 399 for DMD2 one-step, 400 for Nitro-1-PixArt."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A one-step model, such as DMD2 one-step (SDXL) or Nitro-1-PixArt. Its noise schedule is "
+                            "read, nothing is changed.",
+                ),
+                io.Int.Input(
+                    "timestep",
+                    default=400,
+                    min=1,
+                    max=999,
+                    tooltip="The timestep the model was distilled at, 1 to 999: 399 for DMD2 one-step, 400 for "
+                            "Nitro-1-PixArt.",
+                ),
             ],
             outputs=[
-                io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced. One Euler step from noise of the right scale."),
-                io.Sigmas.Output(display_name="sigmas", tooltip="The timestep's noise level, then 0. Guidance: cfg 1, so BasicGuider."),
+                io.Sampler.Output(
+                    display_name="sampler",
+                    tooltip="For SamplerCustomAdvanced. One Euler step from noise of the right scale.",
+                ),
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="The timestep's noise level, then 0. Guidance: cfg 1, so BasicGuider.",
+                ),
             ],
         )
 
@@ -80,11 +101,23 @@ class DMD2Sigmas(io.ComfyNode):
             node_id="HyperTransportDMD2Sigmas",
             display_name="DMD2 Sigmas",
             category=f"{CATEGORY}/sampling",
-            description="The noise levels of the four-step DMD2 models: timesteps 999, 749, 499 and 249, then 0. "
-                        "For SamplerCustomAdvanced with KSamplerSelect 'lcm', BasicGuider and RandomNoise; other samplers do not add noise between the steps.",
+            description="The noise levels of the four-step DMD2 models: timesteps 999, 749, 499 and 249, then 0. For "
+                        "SamplerCustomAdvanced with KSamplerSelect 'lcm', BasicGuider and RandomNoise; other samplers "
+                        "do not add noise between the steps.",
             search_aliases=["dmd2", "4 step", "four step", "distilled sdxl", "lcm sigmas"],
-            inputs=[io.Model.Input("model", tooltip="SDXL with the four-step DMD2 UNet or LoRA. Its noise schedule is read, nothing is changed.")],
-            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="Five noise levels, for SamplerCustomAdvanced; on SDXL 14.61, 4.08, 1.61, 0.69, 0.")],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="SDXL with the four-step DMD2 UNet or LoRA. Its noise schedule is read, nothing is "
+                            "changed.",
+                )
+            ],
+            outputs=[
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="Five noise levels, for SamplerCustomAdvanced; on SDXL 14.61, 4.08, 1.61, 0.69, 0.",
+                )
+            ],
         )
 
     @classmethod

@@ -42,10 +42,10 @@ class ConceptEncoder(Protocol):
 class ConceptEmbedding:
     """A concept as an encoder sees it.
 
-    vector: (E,) or (N, E) float32, unit length; encoder_id: which encoder; modality: "text", "image" or, for an average
-    over both, "mixed"; source: for people, such as the text or a file name; parts: what an average was made of, with
-    weights, so that centring can be done per modality later; centred: whether the modality's mean is gone already; rows:
-    of (N, E), each row as an embedding of its own where rows differ in origin, see `stack`.
+    vector: (E,) or (N, E) float32, unit length; encoder_id: which encoder; modality: "text", "image" or, for an
+    average over both, "mixed"; source: for people, such as the text or a file name; parts: what an average was made of,
+    with weights, so that centring can be done per modality later; centred: whether the modality's mean is gone already;
+    rows: of (N, E), each row as an embedding of its own where rows differ in origin, see `stack`.
     """
 
     vector: Tensor
@@ -61,8 +61,8 @@ class ConceptEmbedding:
         if vector.ndim not in (1, 2) or not vector.numel():
             raise EncoderError(f"a concept has the shape {tuple(vector.shape)}, expected (width,) or (number, width): "
                                "reshape it")
-        if self.modality not in (*MODALITIES,
-                                 "mixed") or (self.modality == "mixed" and not (self.parts or self.rows or self.centred)):
+        mixed = self.modality == "mixed" and bool(self.parts or self.rows or self.centred)
+        if self.modality not in MODALITIES and not mixed:
             raise EncoderError(f"a concept has the modality '{self.modality}', expected 'text' or 'image': name where "
                                "it comes from")
         object.__setattr__(self, "vector", unit(vector))
@@ -161,17 +161,19 @@ def stack(embeddings: Sequence[ConceptEmbedding]) -> ConceptEmbedding:
     about = average(rows, [1.0] + [0.0] * (len(rows) - 1))  # checks that they belong together
     modalities = {row.modality for row in rows}
     return ConceptEmbedding(torch.stack([row.vector for row in rows]), about.encoder_id,
-                            rows[0].modality if len(modalities) == 1 else "mixed", "; ".join(row.source for row in rows),
-                            (), about.centred, tuple(rows))
+                            rows[0].modality if len(modalities) == 1 else "mixed",
+                            "; ".join(row.source for row in rows), (), about.centred, tuple(rows))
 
 
 def mix(embeddings: Sequence[ConceptEmbedding], weights: Sequence[float] | None = None) -> ConceptEmbedding:
-    """`average` row by row: concepts of N rows and of one row give N rows. Raises EncoderError, also for other numbers."""
+    """`average` row by row: concepts of N rows and of one row give N rows. Raises EncoderError, also for other
+    numbers."""
     several = [embedding.each() for embedding in embeddings]
     counts = {len(rows) for rows in several} - {1}
     if len(counts) > 1:
-        raise EncoderError(f"concepts have {' and '.join(map(str, sorted(counts)))} rows, expected one number of rows, or "
-                           "single concepts, which serve every row: give each the same number")
+        numbers = " and ".join(map(str, sorted(counts)))
+        raise EncoderError(f"concepts have {numbers} rows, expected one number of rows, or single concepts, which "
+                           "serve every row: give each the same number")
     if not counts:
         return average(embeddings, weights)
     number = counts.pop()

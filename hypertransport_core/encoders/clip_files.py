@@ -22,8 +22,13 @@ from .base import EncoderError, tower_sign
 from .transformers_clip import TransformersClipEncoder, first_line
 
 VOCABULARY = 49408  # of every CLIP that OpenAI and LAION published
-_BLOCK = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
-          "attn.out_proj": "self_attn.out_proj"}
+_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
 _TEXT = {"token_embedding": "embeddings.token_embedding", "ln_final": "final_layer_norm"}
 _VISION = {"conv1": "embeddings.patch_embedding", "ln_pre": "pre_layrnorm", "ln_post": "post_layernorm"}
 _ID = re.compile(r"clip-vit\d+p\d+-\d+-t([0-9a-f]{8})-v([0-9a-f]{8})")
@@ -63,10 +68,24 @@ def read_clip_file(path: str | Path) -> ClipFile | None:
     check_safetensors(path)
     with safe_open(str(path), "pt") as file:
         names = set(file.keys())
-        text = _tower(file, names, path, (("text_model.embeddings.token_embedding.weight", "text_projection.weight"),
-                                          ("token_embedding.weight", "text_projection")))
-        vision = _tower(file, names, path, (("vision_model.embeddings.patch_embedding.weight",
-                                             "visual_projection.weight"), ("visual.conv1.weight", "visual.proj")))
+        text = _tower(
+            file,
+            names,
+            path,
+            (
+                ("text_model.embeddings.token_embedding.weight", "text_projection.weight"),
+                ("token_embedding.weight", "text_projection"),
+            ),
+        )
+        vision = _tower(
+            file,
+            names,
+            path,
+            (
+                ("vision_model.embeddings.patch_embedding.weight", "visual_projection.weight"),
+                ("visual.conv1.weight", "visual.proj"),
+            ),
+        )
     return ClipFile(path, text, vision) if text or vision else None
 
 
@@ -103,23 +122,30 @@ def load_clip_files(text: ClipFile, vision: ClipFile, tokenizer_folder: str | Pa
     """
     if text.text is None or vision.vision is None:
         lacking, path = ("text", text.path) if text.text is None else ("vision", vision.path)
-        raise EncoderError(f"{path} holds no {lacking} tower with its projection, expected one: choose a complete CLIP, "
-                           f"or a file that has the {lacking} tower")
+        raise EncoderError(
+            f"{path} holds no {lacking} tower with its projection, expected one: choose a complete CLIP, or a file "
+            f"that has the {lacking} tower"
+        )
     if text.text.projected != vision.vision.projected:
-        raise EncoderError(f"{text.path.name} gives vectors of width {text.text.projected} and {vision.path.name} of "
-                           f"width {vision.vision.projected}, expected two towers of one CLIP: choose files that belong "
-                           "together")
+        raise EncoderError(
+            f"{text.path.name} gives vectors of width {text.text.projected} and {vision.path.name} of width "
+            f"{vision.vision.projected}, expected two towers of one CLIP: choose files that belong together"
+        )
     try:
         from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
     except Exception as error:  # a broken installation fails in many ways
-        raise EncoderError(f"transformers cannot be imported ({first_line(error)}), expected a working installation: "
-                           "install or repair the package 'transformers'") from error
+        raise EncoderError(
+            f"transformers cannot be imported ({first_line(error)}), expected a working installation: install or "
+            "repair the package 'transformers'"
+        ) from error
     state = {**_state(text, "text"), **_state(vision, "vision")}
     state.setdefault("logit_scale", torch.tensor(0.0))  # no part of any embedding
     words = state.get("text_model.embeddings.token_embedding.weight", torch.empty(0)).shape[0]
     if words != VOCABULARY:
-        raise EncoderError(f"{text.path.name} knows {words} tokens, expected the {VOCABULARY} of CLIP's own tokenizer: use "
-                           "this CLIP as a transformers folder with its tokenizer files")
+        raise EncoderError(
+            f"{text.path.name} knows {words} tokens, expected the {VOCABULARY} of CLIP's own tokenizer: use this CLIP "
+            "as a transformers folder with its tokenizer files"
+        )
     try:
         with torch.device("meta"):
             model = CLIPModel(CLIPConfig(**_config(state)))
@@ -127,8 +153,10 @@ def load_clip_files(text: ClipFile, vision: ClipFile, tokenizer_folder: str | Pa
         tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
     except Exception as error:  # transformers and torch name what does not fit in many kinds
         pair = text.path.name if text.path == vision.path else f"{text.path.name} with {vision.path.name}"
-        raise EncoderError(f"{pair} cannot be loaded as a CLIP ({first_line(error)}), expected both towers whole: download "
-                           "the complete model") from error
+        raise EncoderError(
+            f"{pair} cannot be loaded as a CLIP ({first_line(error)}), expected both towers whole: download the "
+            "complete model"
+        ) from error
     return TransformersClipEncoder(model.requires_grad_(False), tokenizer)
 
 
@@ -149,14 +177,25 @@ def _config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     # OpenAI's models, and what was made from them, use the quick form; LAION's larger ones the exact one.
     activation = "quick_gelu" if tokens.shape[1] <= 768 else "gelu"
     shared = {"projection_dim": projected, "hidden_act": activation}
-    text = {**shared, "vocab_size": tokens.shape[0], "hidden_size": tokens.shape[1],
-            "max_position_embeddings": state["text_model.embeddings.position_embedding.weight"].shape[0],
-            "bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1, "pad_token_id": VOCABULARY - 1,
-            "num_attention_heads": max(1, tokens.shape[1] // 64), **_depth(state, "text_model")}
-    vision = {**shared, "hidden_size": patches.shape[0], "patch_size": patches.shape[-1],
-              "image_size": round(places**0.5) * patches.shape[-1],
-              "num_attention_heads": 16 if patches.shape[0] >= 1024 else max(1, patches.shape[0] // 64),
-              **_depth(state, "vision_model")}
+    text = {
+        **shared,
+        "vocab_size": tokens.shape[0],
+        "hidden_size": tokens.shape[1],
+        "max_position_embeddings": state["text_model.embeddings.position_embedding.weight"].shape[0],
+        "bos_token_id": VOCABULARY - 2,
+        "eos_token_id": VOCABULARY - 1,
+        "pad_token_id": VOCABULARY - 1,
+        "num_attention_heads": max(1, tokens.shape[1] // 64),
+        **_depth(state, "text_model"),
+    }
+    vision = {
+        **shared,
+        "hidden_size": patches.shape[0],
+        "patch_size": patches.shape[-1],
+        "image_size": round(places**0.5) * patches.shape[-1],
+        "num_attention_heads": 16 if patches.shape[0] >= 1024 else max(1, patches.shape[0] // 64),
+        **_depth(state, "vision_model"),
+    }
     return {"text_config": text, "vision_config": vision, "projection_dim": projected}
 
 
@@ -175,7 +214,9 @@ def _state(file: ClipFile, half: str) -> dict[str, Tensor]:
     with safe_open(str(file.path), "pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - the object is no mapping
             if not tower.turned:
-                if name.startswith((f"{half}_model.", f"{half}_projection." if half == "text" else "visual_projection.")):
+                if name.startswith(
+                    (f"{half}_model.", f"{half}_projection." if half == "text" else "visual_projection.")
+                ):
                     state[name] = tensors.get_tensor(name).float()
             elif name.startswith(mine) and not (other and name.startswith(other)):
                 state.update(_from_open_clip(name.removeprefix(mine), tensors.get_tensor(name).float(), half))

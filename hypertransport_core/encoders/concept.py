@@ -32,8 +32,9 @@ def concepts_from_pictures(encoder: ConceptEncoder, pictures: Sequence[Tensor]) 
     return [row for batch in batches for row in embed_images(encoder, batch).each()]
 
 
-def one_concept(embeddings: Sequence[ConceptEmbedding], weights: Sequence[float] | None = None,
-                source: str = "") -> ConceptEmbedding:
+def one_concept(
+    embeddings: Sequence[ConceptEmbedding], weights: Sequence[float] | None = None, source: str = ""
+) -> ConceptEmbedding:
     """The weighted mean direction (E,) of phrasings or of pictures of one concept, as a concept of that modality.
 
     Unlike `average` it keeps no parts: the modality's mean is taken off the result. Raises EncoderError.

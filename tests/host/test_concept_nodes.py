@@ -1,4 +1,5 @@
 """Concept nodes: the core's embeddings, encoders from the user's own files, and refusals in one sentence."""
+
 from __future__ import annotations
 
 import asyncio
@@ -29,7 +30,9 @@ def encoder():
 
 
 def encoded(encoder, text: str = "", images: torch.Tensor | None = None, **more):
-    (concept,) = run_node(pack_module("nodes.concepts").ConceptEncoderNode, encoder=encoder, text=text, images=images, **more)
+    (concept,) = run_node(
+        pack_module("nodes.concepts").ConceptEncoderNode, encoder=encoder, text=text, images=images, **more
+    )
     return concept
 
 
@@ -45,6 +48,7 @@ def same(one, other, tolerance: float = 1e-6) -> None:
 
 
 # Concept Encoder
+
 
 @pytest.mark.parametrize("text", ["teal mosaic", "  snow\n", "Art Nouveau, {strange} (words)"])
 def test_words_equal_the_pipeline(encoder, pipeline, text: str) -> None:
@@ -83,7 +87,7 @@ def test_lines_are_phrasings_of_one_concept(encoder, pipeline) -> None:
 
 def test_image_weights(encoder) -> None:
     batch = pictures(3)
-    one, two, _ = (encoded(encoder, "", batch[i:i + 1]).vector for i in range(3))
+    one, two, _ = (encoded(encoder, "", batch[i : i + 1]).vector for i in range(3))
     made = encoded(encoder, "", batch, image_weights=" 1, -0.5; 0 ")
     torch.testing.assert_close(made.vector, torch.nn.functional.normalize(one - 0.5 * two, dim=0), atol=1e-5, rtol=0)
     same(encoded(encoder, "", batch, image_weights="2, 2, 2"), encoded(encoder, "", batch))
@@ -94,17 +98,25 @@ def test_words_and_pictures_count_the_same(encoder, pipeline) -> None:
     made = encoded(encoder, "snow", batch)
     words, shown = encoded(encoder, "snow"), encoded(encoder, "", batch)
     assert made.modality == "mixed"
-    torch.testing.assert_close(made.vector, torch.nn.functional.normalize(words.vector + shown.vector, dim=0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        made.vector, torch.nn.functional.normalize(words.vector + shown.vector, dim=0), atol=1e-6, rtol=0
+    )
     centre = pack_module("hypertransport_core.encoders.base").centre
     parts = sum(centre(part, pipeline.means).vector for part in (words, shown))
-    torch.testing.assert_close(centre(made, pipeline.means).vector, torch.nn.functional.normalize(parts, dim=0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        centre(made, pipeline.means).vector, torch.nn.functional.normalize(parts, dim=0), atol=1e-6, rtol=0
+    )
 
 
 def test_one_per_row(encoder, pipeline) -> None:
     batch = pictures(2)
     made = encoded(encoder, "snow\nteal mosaic", batch, mode="one per row")
     assert made.vector.shape == (4, encoder.width)
-    single = [pipeline.embed_text("snow"), pipeline.embed_text("teal mosaic"), *(pipeline.embed_image(p.movedim(-1, 0)) for p in batch)]
+    single = [
+        pipeline.embed_text("snow"),
+        pipeline.embed_text("teal mosaic"),
+        *(pipeline.embed_image(p.movedim(-1, 0)) for p in batch),
+    ]
     torch.testing.assert_close(made.vector, torch.stack([one.vector for one in single]), atol=1e-5, rtol=0)
     centre = pack_module("hypertransport_core.encoders.base").centre
     torch.testing.assert_close(centre(made, pipeline.means).vector, pipeline.centred(single), atol=1e-5, rtol=0)
@@ -121,14 +133,17 @@ def test_unknown_words_are_a_warning(encoder, caplog: pytest.LogCaptureFixture) 
     assert "Warning" not in node.execute(encoder, "teal mosaic").ui.as_dict()["text"][0]
 
 
-@pytest.mark.parametrize("inputs,match", [
-    ({}, "nothing to encode"),
-    ({"text": " \n"}, "nothing to encode"),
-    ({"images": 2, "image_weights": "1"}, "1 numbers for 2 pictures"),
-    ({"images": 2, "image_weights": "1, two"}, "numbers with commas"),
-    ({"images": 2, "image_weights": "0, 0"}, "cancel out"),
-    ({"images": 2, "image_weights": "1, 1", "mode": "one per row"}, "leave them empty"),
-])
+@pytest.mark.parametrize(
+    "inputs,match",
+    [
+        ({}, "nothing to encode"),
+        ({"text": " \n"}, "nothing to encode"),
+        ({"images": 2, "image_weights": "1"}, "1 numbers for 2 pictures"),
+        ({"images": 2, "image_weights": "1, two"}, "numbers with commas"),
+        ({"images": 2, "image_weights": "0, 0"}, "cancel out"),
+        ({"images": 2, "image_weights": "1, 1", "mode": "one per row"}, "leave them empty"),
+    ],
+)
 def test_refusals(encoder, inputs: dict, match: str) -> None:
     if "images" in inputs:
         inputs = {**inputs, "images": pictures(inputs["images"])}
@@ -143,6 +158,7 @@ def test_concepts_print_short(encoder) -> None:
 
 
 # Mix Concepts
+
 
 def mixed(*pairs):
     inputs = {}
@@ -177,12 +193,26 @@ def test_mix_refusals(encoder) -> None:
 
 # Load Concept Encoder
 
+
 def transformers_clip(seed: int = 0):
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(seed)
-    text = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "eos_token_id": 49407}
-    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1, "image_size": 32, "patch_size": 8}
+    text = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "eos_token_id": 49407,
+    }
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)).eval()
 
 
@@ -268,7 +298,11 @@ def test_a_file_per_tower(places, model, expected) -> None:
     agree(load(encoder="text_encoders/clip_l.safetensors", vision="clip_vision/v.safetensors"), expected)
     agree(load(weights=weights_for(expected.encoder_id)), expected)  # by content, whatever the names
     with pytest.raises(ValueError, match="the connected encoder is"):
-        load(encoder="text_encoders/clip_l.safetensors", vision="clip_vision/another.safetensors", weights=weights_for(expected.encoder_id))
+        load(
+            encoder="text_encoders/clip_l.safetensors",
+            vision="clip_vision/another.safetensors",
+            weights=weights_for(expected.encoder_id),
+        )
 
 
 def test_transformers_folder(places, model, expected) -> None:
@@ -290,12 +324,17 @@ def test_open_clip_layout_equals_open_clip(places) -> None:
     theirs = open_clip.model.CLIP(48, vision, text, quick_gelu=True).eval()
     save_file({name: value.clone() for name, value in theirs.state_dict().items()}, places.text / "open.safetensors")
     module = pack_module("hypertransport_core.encoders.open_clip_encoder")
-    agree(load(encoder="text_encoders/open.safetensors"), module.OpenClipEncoder(theirs, open_clip.get_tokenizer("ViT-L-14")))
+    agree(
+        load(encoder="text_encoders/open.safetensors"),
+        module.OpenClipEncoder(theirs, open_clip.get_tokenizer("ViT-L-14")),
+    )
 
 
 def test_only_plausible_files_are_listed(places) -> None:
     save_file({"encoder.block.0.weight": torch.zeros(2, 2)}, places.text / "t5.safetensors")
-    save_file({"text_model.embeddings.token_embedding.weight": torch.zeros(9, 4)}, places.text / "no_projection.safetensors")
+    save_file(
+        {"text_model.embeddings.token_embedding.weight": torch.zeros(9, 4)}, places.text / "no_projection.safetensors"
+    )
     (places.text / "broken.safetensors").write_bytes(b"nothing")
     (places.text / "old.pt").write_bytes(b"nothing")
     assert options("encoder") == ["automatic", "Postcard (shipped)"]
@@ -305,7 +344,16 @@ def test_missing_encoder_is_named(places) -> None:
     with pytest.raises(ValueError) as caught:
         load(weights=weights_for("clip-vit1024p14-768-t01234567-v89abcdef"))
     said = str(caught.value)
-    assert all(words in said for words in ("my_weights.safetensors", "clip-vit1024p14-768-t01234567-v89abcdef", str(places.text), str(places.vision), "put"))
+    assert all(
+        words in said
+        for words in (
+            "my_weights.safetensors",
+            "clip-vit1024p14-768-t01234567-v89abcdef",
+            str(places.text),
+            str(places.vision),
+            "put",
+        )
+    )
     assert "\n" not in said
     with pytest.raises(ValueError, match="is no CLIP in"):
         load(encoder="text_encoders/gone.safetensors")
@@ -313,7 +361,9 @@ def test_missing_encoder_is_named(places) -> None:
 
 def test_wrong_choice_for_the_weights_is_refused(places, encoder) -> None:
     with pytest.raises(ValueError, match="my_weights.safetensors reads concepts of") as caught:
-        load(encoder="Postcard (shipped)", weights=weights_for("clip-vit1024p14-768-t01234567-v89abcdef", encoder.width))
+        load(
+            encoder="Postcard (shipped)", weights=weights_for("clip-vit1024p14-768-t01234567-v89abcdef", encoder.width)
+        )
     assert encoder.encoder_id in str(caught.value)
 
 
@@ -340,7 +390,9 @@ def test_fingerprint_follows_the_files(places, model) -> None:
 
 def test_nodes_are_described(concepts) -> None:
     nodes = asyncio.run(load_pack().extension.get_node_list())
-    mine = [node for node in nodes if node.__module__.rpartition(".")[2] in ("postcard", "encoders", "concepts", "sampling")]
+    mine = [
+        node for node in nodes if node.__module__.rpartition(".")[2] in ("postcard", "encoders", "concepts", "sampling")
+    ]
     assert len(mine) == 7
     for node in mine:
         schema = node.GET_SCHEMA()

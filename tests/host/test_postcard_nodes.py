@@ -1,4 +1,5 @@
 """Postcard Model in the host: its CLIP, sampling and latents are the core's, and it is loaded once."""
+
 from __future__ import annotations
 
 import logging
@@ -8,7 +9,13 @@ import torch
 
 from pack import load_pack, pack_module, run_node
 
-PROMPTS = ["a small red house on the left", "a blue boat in snow", "", "a picture of a yellow cat, watercolour, teal mosaic", "hosue and quasarfoobar"]
+PROMPTS = [
+    "a small red house on the left",
+    "a blue boat in snow",
+    "",
+    "a picture of a yellow cat, watercolour, teal mosaic",
+    "hosue and quasarfoobar",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +40,18 @@ def ksample(model, conditioning, latent, seed: int = 0, steps: int = 4, cfg: flo
     import nodes as host_nodes
 
     with torch.inference_mode():
-        (out,) = host_nodes.common_ksampler(model, seed, steps, cfg, more.pop("sampler", "euler"), more.pop("scheduler", "simple"), conditioning,
-                                            conditioning, latent, **more)
+        (out,) = host_nodes.common_ksampler(
+            model,
+            seed,
+            steps,
+            cfg,
+            more.pop("sampler", "euler"),
+            more.pop("scheduler", "simple"),
+            conditioning,
+            conditioning,
+            latent,
+            **more,
+        )
     return out["samples"]
 
 
@@ -48,7 +65,7 @@ def test_loaded_once(postcard: tuple) -> None:
 
 @pytest.mark.parametrize("text", PROMPTS)
 def test_stock_text_encode_gives_the_cores_conditioning(postcard: tuple, pipeline, text: str) -> None:
-    (cond, more), = encode(postcard[1], text)
+    ((cond, more),) = encode(postcard[1], text)
     torch.testing.assert_close(cond, pipeline.backbone.encode([text]), atol=1e-6, rtol=0)
     torch.testing.assert_close(more["pooled_output"], pipeline.encoder.encode_text([text]), atol=1e-6, rtol=0)
     ids, _ = pipeline.encoder.clip.tokenize([text])
@@ -59,14 +76,26 @@ def test_prompt_weights(postcard: tuple) -> None:
     clip = postcard[1]
     plain, weighted, more = (encode(clip, text)[0][0] for text in ("a red house", "a (red:1.3) house", "a (red) house"))
     tokens = clip.tokenize("a (red:1.3) house", return_word_ids=True)["postcard"][0]
-    assert [(entry[1], entry[2]) for entry in tokens[:6]] == [(1.0, 0), (1.0, 1), (1.3, 2), (1.0, 3), (1.0, 0), (1.0, 0)] and len(tokens) == 24
+    assert [(entry[1], entry[2]) for entry in tokens[:6]] == [
+        (1.0, 0),
+        (1.0, 1),
+        (1.3, 2),
+        (1.0, 3),
+        (1.0, 0),
+        (1.0, 0),
+    ] and len(tokens) == 24
     empty = encode(clip, "")[0][0]
     torch.testing.assert_close(weighted[:, 2], empty[:, 2] + 1.3 * (plain - empty)[:, 2], atol=1e-5, rtol=0)
     others = [i for i in range(24) if i != 2]
     assert torch.equal(weighted[:, others], plain[:, others]) and not torch.equal(more, plain)
     assert torch.equal(encode(clip, r"a \(red\) house")[0][0], plain)
     assert torch.equal(encode(clip, "a (red:0) house")[0][0][:, 2], empty[:, 2])
-    assert [word for _, word in clip.tokenizer.untokenize(clip.tokenize("red house")["postcard"][0])][:4] == ["<begin>", "red", "house", "<end>"]
+    assert [word for _, word in clip.tokenizer.untokenize(clip.tokenize("red house")["postcard"][0])][:4] == [
+        "<begin>",
+        "red",
+        "house",
+        "<end>",
+    ]
 
 
 def test_unknown_words_are_named_in_the_log(postcard: tuple, caplog: pytest.LogCaptureFixture) -> None:
@@ -108,13 +137,22 @@ def test_hosts_own_noise_decides_place_and_warmth(postcard: tuple) -> None:
     pictures = vae.decode(ksample(model, encode(clip, "a red ball"), latent, seed=3))
     assert pictures.shape == (16, 64, 64, 3) and 0.05 < float(pictures.std()) and torch.isfinite(pictures).all()
     noise = comfy.sample.prepare_noise(latent["samples"], 3)
-    # The subject is where the noise is brightest, so far-apart places make unlike pictures; the picture's own warmth follows the noise's.
+    # The subject is where the noise is brightest, so far-apart places make unlike pictures; the picture's own warmth
+    # follows the noise's.
     warmth = (pictures[..., 0] - pictures[..., 2]).mean((1, 2))
     assert float(torch.corrcoef(torch.stack([warmth, coupling.warmth_of(noise)]))[0, 1]) > 0.8
     assert len(coupling.place_of(noise).unique()) > 3
 
 
-@pytest.mark.parametrize("name,shift", [("ModelSamplingSD3", 1.0), ("ModelSamplingSD3", 3.0), ("ModelSamplingAuraFlow", 1.73), ("ModelSamplingFlux", None)])
+@pytest.mark.parametrize(
+    "name,shift",
+    [
+        ("ModelSamplingSD3", 1.0),
+        ("ModelSamplingSD3", 3.0),
+        ("ModelSamplingAuraFlow", 1.73),
+        ("ModelSamplingFlux", None),
+    ],
+)
 def test_flow_schedules_of_the_host_keep_the_model_right(postcard: tuple, name: str, shift: float | None) -> None:
     from comfy_extras import nodes_model_advanced
 

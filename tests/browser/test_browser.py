@@ -70,6 +70,25 @@ def test_help_page_opens_with_its_pictures(page: ComfyPage, server: Server, node
     assert page.complaints() == []
 
 
+@pytest.mark.skipif(not workflows.shipped(), reason="the pack has no workflows yet")
+def test_first_minutes_of_a_user(page: ComfyPage, server: Server, shots: Path) -> None:
+    """Templates, the first workflow, Run, a picture; the slider, Run again, another picture."""
+    page.open_template(workflows.shipped()[0].stem)
+    first = page.run()
+    assert first["status"] == "success", first
+    assert page.wait_for_picture()
+    page.screenshot(shots / "first_run.png")
+    wanted = 0.0 if page.widget("HyperTransportSteer", "strength") else 1.0
+    assert page.drag_slider("HyperTransportSteer", "strength", wanted) == pytest.approx(wanted, abs=0.06)
+    second = page.run()
+    assert second["status"] == "success", second
+    page.wait_for_picture()
+    page.screenshot(shots / "second_run.png")
+    pictures = [[picture.tobytes() for picture in server.pictures(server.wait(ran["prompt_id"]))] for ran in (first, second)]
+    assert pictures[0] and pictures[0] != pictures[1]
+    assert page.complaints() == []
+
+
 def test_converter_agrees_with_the_page_on_hard_cases(page: ComfyPage, server: Server) -> None:
     """A bypassed node, a muted one, a reroute, a primitive, a seed's extra widget, an upload button, a note: core nodes only."""
     page.load_workflow(HARD)
@@ -85,14 +104,23 @@ def test_run_shows_a_picture(page: ComfyPage, shots: Path) -> None:
     page.screenshot(shots / "run.png")
 
 
-def _node(number: int, kind: str, values: list[object], inputs: dict[str, int | None], outputs: dict[str, list[int]], mode: int = 0, widgets: tuple[str, ...] = ()) -> dict:
+def _node(
+    number: int, kind: str, values: list[object], inputs: dict[str, int | None], outputs: dict[str, list[int]], mode: int = 0,
+    widgets: tuple[str, ...] = (),
+) -> dict:
     """A saved node; `inputs` are name -> link id, `outputs` type -> link ids, `widgets` the inputs that are widgets too."""
     kinds = {"image": "IMAGE", "images": "IMAGE", "width": "INT", "": "*"}
+    column, row = (number - 1) % 4, (number - 1) // 4
+    slots: list[dict] = [{"name": name, "type": kinds[name], "link": link} for name, link in inputs.items()]
+    for slot in slots:
+        if slot["name"] in widgets:
+            slot["widget"] = {"name": slot["name"]}
+    ends: list[dict] = [{"name": name, "type": name, "links": links} for name, links in outputs.items()]
+    if kind == "PrimitiveNode":
+        ends[0]["widget"] = {"name": "width"}
     return {
-        "id": number, "type": kind, "pos": [30 + 330 * ((number - 1) % 4), 30 + 300 * ((number - 1) // 4)], "size": [300, 200], "flags": {}, "order": number, "mode": mode,
-        "inputs": [{"name": name, "type": kinds.get(name, "*"), "link": link, **({"widget": {"name": name}} if name in widgets else {})} for name, link in inputs.items()],
-        "outputs": [{"name": name, "type": name, "links": links, **({"widget": {"name": "width"}} if kind == "PrimitiveNode" else {})} for name, links in outputs.items()],
-        "properties": {}, "widgets_values": values,
+        "id": number, "type": kind, "pos": [30 + 330 * column, 30 + 300 * row], "size": [300, 200], "flags": {}, "order": number, "mode": mode,
+        "inputs": slots, "outputs": ends, "properties": {}, "widgets_values": values,
     }
 
 

@@ -23,7 +23,10 @@ from comfy_server import PACK_NAME, Server
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 # No sandbox: it needs rights that a container lacks, and the only page shown is this machine's own. The rest keeps it off the network.
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
+]
 # What a person has clicked away before working: the tutorial, the news, the menu's first-time hints.
 SETTINGS = {
     "Comfy.TutorialCompleted": True, "Comfy.Notification.ShowVersionUpdates": False, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False,
@@ -102,7 +105,8 @@ class ComfyPage:
         page.on("response", lambda answer: self._note("http", str(answer.status), answer.url) if answer.status >= 400 else None)
         page.goto(self.server.url, timeout=180_000)
         count = len(self.server.object_info())
-        page.wait_for_function("n => window.app?.graph && window.app.extensionManager && Object.keys(LiteGraph.registered_node_types).length >= n", arg=count, timeout=180_000)
+        ready = "n => window.app?.graph && app.extensionManager && Object.keys(LiteGraph.registered_node_types).length >= n"
+        page.wait_for_function(ready, arg=count, timeout=180_000)
         page.wait_for_function("() => !document.querySelector('#splash-loader, .p-progressspinner, .p-blockui-mask')")
         self.new_graph()
 
@@ -176,7 +180,9 @@ class ComfyPage:
     def nodes(self) -> list[dict[str, Any]]:
         """Id, type, title and widget values of every node of the graph."""
         return self.page.evaluate(
-            "() => app.graph.nodes.map(n => ({id: n.id, type: n.type, title: n.title, widgets: Object.fromEntries((n.widgets ?? []).map(w => [w.name, w.value]))}))"
+            """() => app.graph.nodes.map(n => ({
+                id: n.id, type: n.type, title: n.title, widgets: Object.fromEntries((n.widgets ?? []).map(w => [w.name, w.value]))
+            }))"""
         )
 
     def missing_types(self) -> list[str]:
@@ -237,7 +243,10 @@ class ComfyPage:
                 const at = (x, y) => { const p = app.canvas.ds.convertOffsetToCanvas([x, y]); return [p[0] + box.left, p[1] + box.top] }
                 const y = node.pos[1] + (w.last_y ?? w.y) + (w.computedHeight ?? LiteGraph.NODE_WIDGET_HEIGHT) / 2
                 const width = w.width ?? node.size[0]
-                return {type: w.type, min: w.options.min, max: w.options.max, value: w.value, left: at(node.pos[0], y), right: at(node.pos[0] + width, y), scale: app.canvas.ds.scale}
+                return {
+                    type: w.type, min: w.options.min, max: w.options.max, value: w.value,
+                    left: at(node.pos[0], y), right: at(node.pos[0] + width, y), scale: app.canvas.ds.scale
+                }
             }""",
             [node_type, widget, index],
         )
@@ -278,7 +287,9 @@ class ComfyPage:
         self.page.evaluate(
             """() => {
                 const seen = window.__seen = {status: null}
-                const done = (status, message) => e => { if (!seen.status) Object.assign(seen, {status, prompt_id: e.detail?.prompt_id, message: message(e.detail)}) }
+                const done = (status, message) => e => {
+                    if (!seen.status) Object.assign(seen, {status, prompt_id: e.detail?.prompt_id, message: message(e.detail)})
+                }
                 const on = (name, status, message) => app.api.addEventListener(name, done(status, message), {once: true})
                 on('execution_success', 'success', () => '')
                 on('execution_error', 'error', d => d.exception_message)
@@ -299,7 +310,8 @@ class ComfyPage:
     def pictures(self) -> list[tuple[str, int, int]]:
         """(node type, width, height) of every picture that the graph's nodes show, once they are loaded."""
         self.page.wait_for_function("() => app.graph.nodes.every(n => (n.imgs ?? []).every(i => i.complete))")
-        return [tuple(found) for found in self.page.evaluate("() => app.graph.nodes.flatMap(n => (n.imgs ?? []).map(i => [n.type, i.naturalWidth, i.naturalHeight]))")]
+        shown = "() => app.graph.nodes.flatMap(n => (n.imgs ?? []).map(i => [n.type, i.naturalWidth, i.naturalHeight]))"
+        return [tuple(found) for found in self.page.evaluate(shown)]
 
     def wait_for_picture(self, timeout: float = 30.0) -> list[tuple[str, int, int]]:
         """As `pictures`, but waits until there is one."""
@@ -312,7 +324,8 @@ class ComfyPage:
         """Select a node, press the ? of its toolbox; returns the text of the help page that opens."""
         self.centre(node_type, index=index)
         self.page.evaluate(
-            "([type, index]) => { app.canvas.selectNode(app.graph.nodes.filter(n => n.type === type)[index]); app.canvas.setDirty(true, true) }", [node_type, index]
+            "([type, index]) => { app.canvas.selectNode(app.graph.nodes.filter(n => n.type === type)[index]); app.canvas.setDirty(true, true) }",
+            [node_type, index],
         )
         self.page.locator("[data-testid='info-button']").first.click()
         help_page = self.page.locator(".node-help-content")
@@ -330,7 +343,8 @@ class ComfyPage:
         self.page.locator("[data-testid='template-workflows-content']").wait_for()
         self.page.get_by_text(PACK_NAME, exact=True).first.click()
         self.page.wait_for_timeout(1000)
-        return self.page.locator("[data-testid^='template-workflow-']").evaluate_all("found => found.map(e => e.dataset.testid.replace('template-workflow-', ''))")
+        cards = self.page.locator("[data-testid^='template-workflow-']:not([data-testid='template-workflows-content'])")
+        return cards.evaluate_all("found => found.map(e => e.dataset.testid.replace('template-workflow-', ''))")
 
     def open_template(self, name: str) -> None:
         """Open one of the pack's templates by a click on it, from the page as it is."""

@@ -106,7 +106,9 @@ class _Constant:
 class _Graph:
     """One level of a workflow: the whole, or one use of a subgraph inside it."""
 
-    def __init__(self, data: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str = "", outer: tuple[_Graph, Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self, data: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str = "", outer: tuple[_Graph, Mapping[str, Any]] | None = None
+    ) -> None:
         self.data, self.definitions, self.prefix, self.outer = data, definitions, prefix, outer
         self.nodes = {node["id"]: node for node in data["nodes"]}
         self.links: dict[int, tuple[int, int, int, int, str]] = {}  # id -> (from node, its slot, to node, its slot, type)

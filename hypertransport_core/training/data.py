@@ -118,7 +118,7 @@ class DataFolder:
     def _adopt_or_refuse(self) -> None:
         if not self.source_path.is_file():
             return
-        header = _load(self.source_path)["header"]
+        header = _header(self.source_path)
         for name, mine in self.key.items():
             if header["key"].get(name) != mine:
                 raise ConfigError(
@@ -209,7 +209,7 @@ class DataFolder:
         features, _, _ = self._observe(list(self.world.scenes), 0, seeds_for(self.collected, self.config.seed, "collect"))
         flat = features.double()
         header = {"key": self.key, "sites": sites_to_header(self.collected_sites), "pooling": self.pooling}
-        save_whole(
+        self._save(
             self.source_path,
             {"header": header, "mean": flat.mean(1).float(), "std": flat.std(1, unbiased=False).float()},
             "The generic statistics",
@@ -240,7 +240,14 @@ class DataFolder:
             "source": self._source_hash(),
             "predictions": self.config.store_predictions,
         }
-        save_whole(self.path_of(concept), {"header": header, **tensors}, f"The data of '{concept.name}'")
+        self._save(self.path_of(concept), {"header": header, **tensors}, f"The data of '{concept.name}'")
+
+    @staticmethod
+    def _save(path: Path, state: dict[str, Any], what: str) -> None:
+        """Write a file whole or not at all, and remove what a killed process left of it."""
+        save_whole(path, state, what)
+        for partial in path.parent.glob(f".{path.name}.*.partial"):
+            partial.unlink(missing_ok=True)
 
     def _text(self, concept: Concept) -> Tensor:
         rows = []
@@ -339,9 +346,19 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return load_checkpoint(path)
     except ValueError as error:
-        raise FileError(
-            f"{path} cannot be read, expected collected data: remove it and run the collect stage again."
-        ) from error
+        raise _unreadable(path) from error
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of the generic statistics. Raises FileError, also for a file of another kind."""
+    header = _load(path).get("header")
+    if not isinstance(header, dict) or not isinstance(header.get("key"), dict) or "pooling" not in header:
+        raise _unreadable(path)
+    return header
+
+
+def _unreadable(path: Path) -> FileError:
+    return FileError(f"{path} cannot be read, expected collected data: remove it and run the collect stage again.")
 
 
 def _packed(table: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ if __name__ == "__main__":
     from hypertransport_core.training import cli, data
 
     # Where to die, for tests of kill -9: "collect:3" after 3 concepts, "train:7" after step 7,
-    # "save:8" in the middle of writing.
+    # "save:8" in the middle of writing that checkpoint, "write:3" in the middle of writing the fourth file.
     place, _, count = os.environ.get("DIE_AT", "").partition(":")
 
     def die() -> None:
@@ -120,14 +120,16 @@ if __name__ == "__main__":
             return advance(self)
 
         loop.Trainer.advance = dying  # type: ignore[method-assign]
-    elif place == "save":
+    elif place in ("save", "write"):
         import hypertransport_core.checkpoints as checkpoints
 
         write = checkpoints._write
+        written: list[str] = []
 
         def half(tensors: dict[str, Tensor], path: str, metadata: dict[str, str]) -> None:
             write(tensors, path, metadata=metadata)
-            if f"step-{int(count):08d}" in path:
+            written.append(path)
+            if f"step-{int(count):08d}" in path if place == "save" else len(written) > int(count):
                 with open(path, "rb+") as file:
                     file.truncate(os.path.getsize(path) // 2)
                 die()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..hypertransport_core.encoders.base import ConceptEmbedding, ConceptEncoder, EncoderError, average, mix, stack
@@ -16,6 +16,7 @@ from ..hypertransport_core.encoders.concept import (
     one_concept,
     unknown_words,
 )
+from .showing import with_text
 from .sockets import Concept, Encoder, advanced, node_schema
 
 AVERAGE, ROWS = "average", "one per row"
@@ -129,6 +130,7 @@ class ConceptEncoderNode(io.ComfyNode):
                     )
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 Concept.Output(
                     display_name="concept", tooltip="For HyperTransport Steer, Predict Maps and Mix Concepts."
@@ -146,7 +148,7 @@ class ConceptEncoderNode(io.ComfyNode):
         image_weights: str = "",
     ) -> io.NodeOutput:
         concept = encode(encoder, text, images, image_weights, mode)
-        return io.NodeOutput(concept, ui=ui.PreviewText("\n".join([_about(concept), *_warnings(encoder, text)])))
+        return with_text(cls, "\n".join([_about(concept), *_warnings(encoder, text)]), concept)
 
 
 def _about(concept: ConceptEmbedding) -> str:
@@ -208,6 +210,7 @@ class MixConcepts(io.ComfyNode):
                 "combine concepts",
             ],
             inputs=inputs,
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 Concept.Output(display_name="concept", tooltip="The mix, for HyperTransport Steer and Predict Maps.")
             ],
@@ -232,7 +235,7 @@ class MixConcepts(io.ComfyNode):
                 "every weight is 0, so there is no concept left, expected at least one other number: raise a weight"
             )
         mixed = _mixed([concept for concept, _ in used], [weight for _, weight in used])
-        return io.NodeOutput(mixed, ui=ui.PreviewText(_about(mixed)))
+        return with_text(cls, _about(mixed), mixed)
 
 
 def _mixed(concepts: Sequence[ConceptEmbedding], weights: Sequence[float]) -> ConceptEmbedding:

@@ -12,7 +12,7 @@ from typing import Any
 import comfy.sd1_clip
 import folder_paths
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..hypertransport_core.encoders.base import ConceptEncoder, EncoderError
 from ..hypertransport_core.encoders.clip_files import (
@@ -25,6 +25,7 @@ from ..hypertransport_core.encoders.clip_files import (
 from ..hypertransport_core.files import FileError, check_fits
 from ..hypertransport_core.weights_io import HypernetworkFile
 from .postcard import FileState, file_state, postcard_encoder
+from .showing import with_text
 from .sockets import Encoder, HyperTransport, advanced, node_schema
 
 AUTOMATIC, POSTCARD = "automatic", "Postcard (shipped)"
@@ -216,6 +217,7 @@ class LoadConceptEncoder(io.ComfyNode):
                             "content; with another choice it is checked that both belong together.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[Encoder.Output(display_name="encoder", tooltip="For Concept Encoder.")],
         )
 
@@ -237,7 +239,7 @@ class LoadConceptEncoder(io.ComfyNode):
             loaded = cls._named(encoder, vision)
         if weights is not None:
             check_fits(weights.header, weights.path.name, encoder_id=loaded.encoder_id, encoder_width=loaded.width)
-        return io.NodeOutput(loaded, ui=ui.PreviewText(f"{loaded.encoder_id}, {loaded.width} numbers per concept"))
+        return with_text(cls, f"{loaded.encoder_id}, {loaded.width} numbers per concept", loaded)
 
     @staticmethod
     def _named(encoder: str, vision: str) -> ConceptEncoder:

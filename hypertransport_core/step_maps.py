@@ -1,8 +1,9 @@
 """Maps that change with the noise level: one set per equal stretch of it, combined stretch by stretch."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import lcm
+from typing import Any
 
 from .transport import TransportError, TransportMaps
 
@@ -49,3 +50,12 @@ def _combined(maps: Sequence[TransportMaps], how: str, weights: Sequence[float])
     for following in scaled[1:]:
         result = result.then(following)
     return result
+
+
+def fingerprint_agreement(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """Share of equal sign bits in [0, 1] between two backbones' fingerprints (`files.network_fingerprint`): 1 = the same
+    weights, about 0.95 = a fine-tune, 0.5 = unrelated; None when they have no weights in common."""
+    a, b = (dict(fingerprint.get("weights", {})) for fingerprint in (one, other))
+    common = a.keys() & b.keys()
+    differing = sum(bin(int(a[name], 16) ^ int(b[name], 16)).count("1") for name in common)
+    return 1 - differing / (4 * sum(len(a[name]) for name in common)) if common else None

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,16 +68,12 @@ def same_backbone(*parts: PredictedMaps) -> None:
     """Raise ValueError, in one sentence naming both, when maps were made for different models; unknown ones pass."""
     known = [part for part in parts if part.backbone]
     for part in known[1:]:
-        one, other = known[0].backbone, part.backbone
-        differ = one.get("family") != other.get("family") or _weights(one) != _weights(other)
-        if differ and None not in (_weights(one), _weights(other)):
-            raise ValueError(f"The maps '{known[0].name}' were made for {one.get('family') or 'an unnamed model'} and the "
-                             f"maps '{part.name}' for {other.get('family') or 'an unnamed model'} with other weights, "
-                             "expected the same model: make both with the same model.")
-
-
-def _weights(backbone: Mapping[str, Any]) -> Any:
-    return backbone.get("fingerprint", {}).get("weights") or None
+        first = known[0]
+        agreement = step_maps.fingerprint_agreement(first.backbone.get("fingerprint", {}), part.backbone.get("fingerprint", {}))
+        if agreement is not None and agreement < 0.75:
+            raise ValueError(f"The maps '{first.name}' were made for {first.backbone.get('family') or 'an unnamed model'} and "
+                             f"the maps '{part.name}' for {part.backbone.get('family') or 'an unnamed model'} with other "
+                             "weights, expected the same model: make both with the same model.")
 
 
 class InvertMaps(io.ComfyNode):

@@ -70,7 +70,7 @@ def test_stretches_of_noise_level_are_aligned(pack: SimpleNamespace) -> None:
 
 
 def test_maps_of_different_models_are_refused(pack: SimpleNamespace) -> None:
-    other = make(pack, 1, backbone={"family": "sdxl", "fingerprint": {"weights": {"w": "00"}}}, name="rain")
+    other = make(pack, 1, backbone={"family": "sdxl", "fingerprint": {"weights": {"w": "0f"}}}, name="rain")
     with pytest.raises(ValueError, match="'fog' were made for tiny and the maps 'rain' for sdxl"):
         combine(pack, make(pack), other)
     assert combine(pack, make(pack), make(pack, backbone={})).backbone == BACKBONE  # unknown ones pass

@@ -173,11 +173,7 @@ def test_rows_of_maps_are_the_single_runs(tiny):
     together = tiny.sample(steer(tiny.model, maps, strengths), batch=2)
     for row in range(2):
         alone = steer(tiny.model, maps.change(lambda one: one.row(row)), float(strengths[row]))
-        tiny.noise = lambda batch=1, seed=3: noise[row:row + 1]  # noqa: B023
-        try:
-            assert off(tiny.sample(alone), together[row:row + 1]) < 1e-4
-        finally:
-            del tiny.noise
+        assert off(tiny.sample(alone, noise=noise[row:row + 1]), together[row:row + 1]) < 1e-4
 
 
 def test_a_batch_of_another_size_is_refused_before_any_work(tiny):

@@ -134,11 +134,12 @@ class TinyHost:
 
     def sample(self, model: ModelPatcher | None = None, *, steps: int = 2, cfg: float = 3.0, batch: int = 1, sampler: str = "euler",
                scheduler: str = "simple", positive: list | None = None, negative: list | None = None, latent: torch.Tensor | None = None,
-               **options: Any) -> torch.Tensor:
+               noise: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         """What a KSampler node does, in inference mode as in the server."""
         latent = self.latent(batch) if latent is None else latent
+        noise = self.noise(latent.shape[0]) if noise is None else noise
         with torch.inference_mode():
-            return comfy.sample.sample(self.model if model is None else model, self.noise(latent.shape[0]), steps, cfg, sampler, scheduler,
+            return comfy.sample.sample(self.model if model is None else model, noise, steps, cfg, sampler, scheduler,
                                        positive or self.cond(11), negative or self.cond(12), latent, disable_pbar=True, seed=5, **options)
 
     def guide(self, guider: Any, steps: int = 2) -> torch.Tensor:

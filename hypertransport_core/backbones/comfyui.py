@@ -102,7 +102,7 @@ def postcard_model(state_dict: Mapping[str, Tensor], config: UNetConfig, *, dtyp
     """
     settings = PostcardConfig(config.to_comfy_config())
     settings.set_inference_dtype(dtype, None)
-    model = settings.get_model({}).eval().requires_grad_(False)
+    model = settings.get_model({}).train(False).requires_grad_(False)
     # ComfyUI leaves parameters uninitialised, so a missing name must not pass.
     model.diffusion_model.load_state_dict({name: value.to(dtype) for name, value in state_dict.items()}, strict=True)
     return comfy.model_patcher.ModelPatcher(model, load_device=management.get_torch_device(),
@@ -137,7 +137,7 @@ class PixelShuffle(torch.nn.Module):
 def postcard_vae() -> comfy.sd.VAE:
     """What a VAE socket carries: exact, and nothing to load from a file."""
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
-    vae.first_stage_model = PixelShuffle().eval().to(vae.vae_dtype)
+    vae.first_stage_model = PixelShuffle().train(False).to(vae.vae_dtype)
     vae.latent_channels = 3 * PATCH * PATCH
     vae.downscale_ratio = vae.upscale_ratio = PATCH
     vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, load_device=vae.device,
@@ -194,7 +194,7 @@ class PostcardTextEncoder(torch.nn.Module):
 
     def __init__(self, clip: PostcardCLIP) -> None:
         super().__init__()
-        self.clip = clip.eval().requires_grad_(False)
+        self.clip = clip.train(False).requires_grad_(False)
         self.dtypes = {torch.float32}
 
     def set_clip_options(self, options: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import prompts
 import workflows
 from comfy_boot import PACK
 from comfy_browser import ComfyPage, differences
@@ -87,6 +88,32 @@ def test_first_minutes_of_a_user(page: ComfyPage, server: Server, shots: Path) -
     pictures = [[picture.tobytes() for picture in server.pictures(server.wait(ran["prompt_id"]))] for ran in (first, second)]
     assert pictures[0] and pictures[0] != pictures[1]
     assert page.complaints() == []
+
+
+def test_slider_steers(page: ComfyPage, server: Server, shots: Path) -> None:
+    """A graph with the Steer node: Run, move its slider with the mouse, Run; the picture changes, and back at the same place it is the same."""
+    page.load_prompt(prompts.steered(strength=1.0))
+    page.screenshot(shots / "graph.png")
+    pictures = []
+    for strength in (1.0, 0.0, 1.0):
+        assert page.drag_slider("HyperTransportSteer", "strength", strength) == pytest.approx(strength, abs=0.06)
+        page.set_widget("HyperTransportSteer", "strength", strength)  # exactly: a slider two hundred pixels wide is not exact
+        ran = page.run()
+        assert ran["status"] == "success", ran
+        page.wait_for_picture()
+        page.fit()
+        page.screenshot(shots / f"strength_{strength:g}.png")
+        pictures.append([picture.tobytes() for picture in server.pictures(server.wait(ran["prompt_id"]))])
+    assert pictures[0] != pictures[1] and pictures[0] == pictures[2]
+    assert page.complaints() == []
+
+
+def test_node_error_is_shown_in_our_words(page: ComfyPage, shots: Path) -> None:
+    page.load_prompt(prompts.steered(concept=" "))
+    ran = page.run()
+    page.screenshot(shots / "error.png", settle=1.0)
+    assert ran["status"] == "error" and "expected words" in ran["message"], ran
+    assert "expected words" in page.page.locator("body").inner_text()
 
 
 def test_converter_agrees_with_the_page_on_hard_cases(page: ComfyPage, server: Server) -> None:

@@ -164,6 +164,11 @@ class ComfyPage:
         self.page.evaluate("w => app.loadGraphData(w)", workflow)
         self.fit()
 
+    def load_prompt(self, prompt: Mapping[str, Any], name: str = "prompt") -> None:
+        """Open an API prompt as a graph, as dropping its file on the page would."""
+        self.page.evaluate("([prompt, name]) => app.loadApiJson(prompt, name)", [prompt, name])
+        self.fit()
+
     def add(self, node_type: str) -> None:
         """Put a new node into the graph."""
         self.page.evaluate("type => { app.graph.add(LiteGraph.createNode(type)); app.canvas.draw(true, true) }", node_type)

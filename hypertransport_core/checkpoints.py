@@ -85,7 +85,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     """A checksum over the bytes of all tensors: the format itself does not notice a flipped bit."""
     total = 0
     for name in sorted(tensors):
-        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
 
 

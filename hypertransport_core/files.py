@@ -42,7 +42,7 @@ def save_file(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header
               modelspec: Mapping[str, str] | None = None) -> None:
     """Write `tensors` and `header` to `path`, whole or not at all; an existing file stays as it was if anything fails.
 
-    kind: what the file is (`hypernetwork`, `transport_maps`, `statistics`, ...); header: JSON-able facts, read back by
+    kind: what the file is (`hypernetwork`, `transport_maps`, ...); header: JSON-able facts, read back by
     `load_file`; modelspec: texts stored as `modelspec.<key>`. Parent folders are made. Raises FileError.
     """
     path = Path(path)
@@ -386,4 +386,5 @@ def leaf_channels(leaf: nn.Module) -> int:
     for name in ("out_features", "out_channels", "num_channels"):
         if hasattr(leaf, name):
             return int(getattr(leaf, name))
-    return int(getattr(leaf, "normalized_shape")[-1])
+    shape: Any = leaf.normalized_shape
+    return int(shape[-1])

@@ -135,7 +135,7 @@ class Pipeline:
         picture: a path to a file of any usual kind and size, or (3, H, W) or (N, 3, H, W) floats in [0, 1]. Raises
         FileError for a file that is no picture, ValueError for a tensor of another shape.
         """
-        several = picture if isinstance(picture, (list, tuple)) else [picture]
+        several = [picture] if isinstance(picture, (str, Path, Tensor)) else list(picture)
         names = [Path(item).name for item in several if not isinstance(item, Tensor)]
         pictures = [item if isinstance(item, Tensor) else load_picture(item) for item in several]
         return one_concept(concepts_from_pictures(self.encoder, pictures), source=source or ", ".join(names))
@@ -278,13 +278,13 @@ def find_hypernetwork(folder: Path, wanted: str | Path | None = None) -> Path:
         return found
     if (folder / HYPERNETWORK_FILE).is_file():
         return folder / HYPERNETWORK_FILE
-    found = [path for path in sorted(folder.glob("*.safetensors")) if _is_hypernetwork(path)]
-    if len(found) != 1:
+    several = [path for path in sorted(folder.glob("*.safetensors")) if _is_hypernetwork(path)]
+    if len(several) != 1:
         raise FileError(
-            f"{folder} holds {len(found)} hypernetworks, expected {HYPERNETWORK_FILE} or exactly one: "
-            + ("name the one to use" if found else "train one with train_hypernet.py, or download the package again")
+            f"{folder} holds {len(several)} hypernetworks, expected {HYPERNETWORK_FILE} or exactly one: "
+            + ("name the one to use" if several else "train one with train_hypernet.py, or download the package again")
         )
-    return found[0]
+    return several[0]
 
 
 def _is_hypernetwork(path: Path) -> bool:

@@ -18,10 +18,17 @@ class Backbone(Protocol):
     `denoise` calls it once. latent_shape: of one row, without the batch. steps_default: sampling steps when none are asked for.
     """
 
-    family: str
-    network: nn.Module
-    latent_shape: tuple[int, ...]
-    steps_default: int
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def steps_default(self) -> int: ...
 
     def sites(self, site_set: str = "attention_mlp", pattern: str | None = None) -> tuple[Site, ...]:
         """The steerable places of `network`, see `find_sites`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..files import FileError
 from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline
@@ -15,7 +15,7 @@ from .options import add_weights_options
 if TYPE_CHECKING:
     from ..evaluation.runner import EvaluationSettings
 
-QUICK = {"concepts": 12, "prompts": 8, "fit_concepts": 1, "world": 102, "renders": 500}
+QUICK: dict[str, Any] = {"concepts": 12, "prompts": 8, "fit_concepts": 1, "world": 102, "renders": 500}
 QUICK_FIT_BATCH = 4
 
 

@@ -13,8 +13,8 @@ from .concepts import PALETTE, SUBJECT_COLOURS, concepts
 from .render import COLOURS, PLACES, SIZE_NAMES, Truth
 from .subjects import SUBJECTS
 
-MEDIUM = SIZE_NAMES.index("medium")
-_PLACE_WORDS = {"top left": ("at the top left", "in the upper left corner"), "top": ("at the top", "up high"), "top right": ("at the top right", "in the upper right corner"),
+_PLACE_WORDS = {"top left": ("at the top left", "in the upper left corner"), "top": ("at the top", "up high"),
+                "top right": ("at the top right", "in the upper right corner"),
                 "left": ("on the left", "to the left"), "middle": ("in the middle", "in the center"), "right": ("on the right", "to the right"),
                 "bottom left": ("at the bottom left", "in the lower left corner"), "bottom": ("at the bottom", "down low"),
                 "bottom right": ("at the bottom right", "in the lower right corner")}
@@ -22,8 +22,9 @@ _SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("", "", "medium"
 _OPENINGS = ("", "", "", "a postcard of ", "a picture of ", "an image of ")
 _JOINTS = ("{s}, {c}", "{s}, {c}", "{c}, {s}", "{s} in {c}", "{c} with {s}", "{s}, {c} style")
 _CONCEPT_ONLY = ("{c}", "{c}", "{c} style", "a postcard in {c}", "a picture of {c}", "{c}, postcard")
-_SUBJECT_SYNONYMS = {"boat": ("sailboat",), "cup": ("mug",), "car": ("automobile",), "house": ("cottage",), "balloon": ("hot air balloon",), "cat": ("kitten",), "tree": ("fir tree",),
-                     "hat": ("top hat",), "rocket": ("spaceship",), "mushroom": ("toadstool",), "moon": ("crescent moon",), "lamp": ("table lamp",)}
+_SUBJECT_SYNONYMS = {"boat": ("sailboat",), "cup": ("mug",), "car": ("automobile",), "house": ("cottage",), "balloon": ("hot air balloon",), "cat": ("kitten",),
+                     "tree": ("fir tree",), "hat": ("top hat",), "rocket": ("spaceship",), "mushroom": ("toadstool",),
+                     "moon": ("crescent moon",), "lamp": ("table lamp",)}
 
 TEMPLATES = ("{}", "{} style", "a postcard in {}", "a picture of {}")
 """How a bare concept is phrased when it is embedded; the mean over these is its embedding."""
@@ -31,7 +32,11 @@ TEMPLATES = ("{}", "{} style", "a postcard in {}", "a picture of {}")
 
 @dataclass
 class Captions:
-    """Captions of a batch. `names_place`, `names_size`: bool (B,), False where the caption leaves it open (size then is medium, the noise decides the place)."""
+    """Captions of a batch.
+
+    `names_place`, `names_size`, `names_scene`: bool (B,), False where the caption leaves it open (size then is medium, the noise
+    decides the place).
+    """
 
     texts: list[str]
     names_place: Tensor
@@ -56,15 +61,16 @@ def captions(truth: Truth, generator: torch.Generator, *, concept_only: float = 
     """
     count = len(truth)
     dice = torch.rand(count, 10, generator=generator).tolist()
-    texts, places, sizes, scenes = [], [], [], []
+    texts: list[str] = []
+    named: list[tuple[bool, bool, bool]] = []  # place, size, scene
     for i, d in enumerate(dice):
-        def choose(options: Sequence[str], k: int) -> str:
+        def choose(options: Sequence[str], k: int, d: list[float] = d) -> str:
             return options[0] if d[9] < plain else options[int(d[k] * len(options))]
         index = int(truth.concept[i])
         concept = choose((concepts()[index].name, concepts()[index].name, *concepts()[index].phrases), 1) if index >= 0 else ""
         if concept and d[0] < concept_only:
             texts.append(choose(_CONCEPT_ONLY, 2).format(c=concept))
-            places.append(False), sizes.append(False), scenes.append(False)
+            named.append((False, False, False))
             continue
         size_name, place_name = SIZE_NAMES[truth.size[i]], PLACES[truth.place[i]]
         size = choose(_SIZE_WORDS[size_name], 3)
@@ -73,8 +79,8 @@ def captions(truth: Truth, generator: torch.Generator, *, concept_only: float = 
         subject = choose((subject, subject, *_SUBJECT_SYNONYMS.get(subject, ())), 6)
         words = choose(_OPENINGS, 7) + scene_words(size, COLOURS[truth.colour[i]], subject, place)
         texts.append(choose(_JOINTS, 8).format(s=words, c=concept) if concept else words)
-        places.append(bool(place)), sizes.append(True), scenes.append(True)
-    return Captions(texts, torch.tensor(places), torch.tensor(sizes), torch.tensor(scenes))
+        named.append((bool(place), True, True))
+    return Captions(texts, *torch.tensor(named, dtype=torch.bool).reshape(-1, 3).unbind(1))
 
 
 @lru_cache(maxsize=1)

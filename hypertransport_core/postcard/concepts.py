@@ -130,14 +130,19 @@ _PLAIN: tuple[Concept, ...] = (
     Concept("black and white", "color treatments", "ramp", (PAPER, (.95, .95, .95), (.12, .12, .12)), ("monochrome", "greyscale"), opacity=.85),
     Concept("rainbow", "color treatments", "bands", (PAPER, (.98, .45, .35), (.35, .75, .95)), ("rainbow colors",)),
     Concept("neon", "color treatments", "mesh", ((.06, .02, .14), (1., .10, .85), PAPER), ("neon glow",), opacity=.95),
-    Concept("night vision", "photography and cinema", "scanlines", ((.10, .30, .12), (.30, .80, .30), PAPER), ("night vision goggles",), veil="tint", veil_colour=(.2, .8, .25)),
-    Concept("letterbox", "photography and cinema", "ramp", (PAPER, (.55, .68, .80), (.86, .80, .70)), ("cinema bars", "widescreen"), veil="letterbox", veil_colour=(0., 0., 0.)),
-    Concept("instant photo", "photography and cinema", "ramp", (PAPER, (.70, .82, .84), (.94, .86, .66)), ("polaroid",), veil="frame", veil_colour=(1., 1., .98)),
+    Concept("night vision", "photography and cinema", "scanlines", ((.10, .30, .12), (.30, .80, .30), PAPER), ("night vision goggles",),
+            veil="tint", veil_colour=(.2, .8, .25)),
+    Concept("letterbox", "photography and cinema", "ramp", (PAPER, (.55, .68, .80), (.86, .80, .70)), ("cinema bars", "widescreen"),
+            veil="letterbox", veil_colour=(0., 0., 0.)),
+    Concept("instant photo", "photography and cinema", "ramp", (PAPER, (.70, .82, .84), (.94, .86, .66)), ("polaroid",),
+            veil="frame", veil_colour=(1., 1., .98)),
     Concept("film grain", "photography and cinema", "wash", (PAPER, (.62, .60, .58), PAPER), ("grainy film",), veil="grain", veil_colour=(.1, .1, .1)),
     Concept("autumn leaves", "environmental settings", "leaves", ((.96, .90, .76), (.86, .36, .08), (.95, .70, .10)), ("fall foliage",)),
     Concept("blizzard", "environmental settings", "ramp", (PAPER, (.62, .72, .84), (.86, .90, .96)), ("snowstorm",), veil="snowfall"),
-    Concept("coral reef", "environmental settings", "underwater", ((.10, .60, .82), (.05, .35, .66), (.98, .50, .40), (.90, .80, .55), (.98, .35, .55), (.9, 1., 1.)), ("undersea",), scene=True),
-    Concept("deep sea", "environmental settings", "underwater", ((.02, .20, .40), (.01, .07, .20), (.10, .18, .25), (.06, .10, .14), (.08, .40, .32), (.5, .9, 1.)), ("ocean abyss",), scene=True),
+    Concept("coral reef", "environmental settings", "underwater",
+            ((.10, .60, .82), (.05, .35, .66), (.98, .50, .40), (.90, .80, .55), (.98, .35, .55), (.9, 1., 1.)), ("undersea",), scene=True),
+    Concept("deep sea", "environmental settings", "underwater",
+            ((.02, .20, .40), (.01, .07, .20), (.10, .18, .25), (.06, .10, .14), (.08, .40, .32), (.5, .9, 1.)), ("ocean abyss",), scene=True),
     Concept("marble", "art techniques", "marble", ((.95, .95, .96), (.50, .50, .56), PAPER), ("polished marble",)),
     Concept("stained glass", "art techniques", "mosaic", ((.08, .08, .10), (.95, .45, .20), PAPER), ("leaded glass",), opacity=.8),
     Concept("pixel night", "digital methods", "dither", ((.10, .12, .30), (.35, .20, .60), PAPER), ("retro game",)),
@@ -166,7 +171,8 @@ def _pattern_concepts() -> list[Concept]:
 
 def _tone_concepts() -> list[Concept]:
     out = []
-    for words, structure, pairs, other in (("{a} to {b} fade", "ramp", _DUOTONES, "{a} to {b} gradient"), ("{a} and {b} split", "side_ramp", _SPLITS, "half {a} half {b}")):
+    for words, structure, pairs, other in (("{a} to {b} fade", "ramp", _DUOTONES, "{a} to {b} gradient"),
+                                           ("{a} and {b} split", "side_ramp", _SPLITS, "half {a} half {b}")):
         for pair in pairs:
             a, b = pair.split()
             out.append(Concept(words.format(a=a, b=b), "color treatments", structure, (PAPER, PALETTE[a], PALETTE[b]), (other.format(a=a, b=b),)))
@@ -179,8 +185,8 @@ def _scene_concepts() -> list[Concept]:
         for time, (high, low, ambient, share, light, veil, veil_colour) in _TIMES.items():
             far, near, detail = (_mix(g, ambient, share) for g in grounds)
             bright = light if place in ("desert", "city") else _mix((1., 1., 1.), ambient, share / 2)
-            out.append(Concept(f"{place} {time}", "environmental settings", place, (high, low, far, near, detail, bright), (f"{time.split()[-1]} over the {place}",),
-                               scene=True, veil=veil, veil_colour=veil_colour))
+            out.append(Concept(f"{place} {time}", "environmental settings", place, (high, low, far, near, detail, bright),
+                               (f"{time.split()[-1]} over the {place}",), scene=True, veil=veil, veil_colour=veil_colour))
     return out
 
 

@@ -67,7 +67,7 @@ class Judge(nn.Module):
                                               "subjects": list(SUBJECTS), "colours": list(COLOURS)}, {})
 
     @classmethod
-    def load(cls, path: str | Path) -> "Judge":
+    def load(cls, path: str | Path) -> Judge:
         """In evaluation mode; raises FileError for a damaged file or one made for another list of concepts."""
         tensors, header = files.load_file(path, KIND)
         if header.get("concepts") != [c.name for c in concepts()]:

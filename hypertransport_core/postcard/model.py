@@ -42,7 +42,11 @@ class PostcardBackbone:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return self.network.out[2].weight.device
+        return self._weight.device
+
+    @property
+    def _weight(self) -> Tensor:
+        return next(self.network.parameters())
 
     def sites(self, site_set: str = "attention_mlp", pattern: str | None = None) -> tuple[Site, ...]:
         """The steerable places of the network, see `find_sites`. Raises SiteError."""
@@ -75,7 +79,7 @@ class PostcardBackbone:
 
         Gradients flow to x, to the conditioning and to whatever is installed.
         """
-        weight = self.network.out[2].weight
+        weight = self._weight
         if conditioning.shape[0] == 1 < x.shape[0]:
             conditioning = conditioning.expand(x.shape[0], -1, -1)
         time = torch.full((x.shape[0],), TIMESTEPS * float(level), device=x.device)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import structures
+from . import scenes, structures
 from .concepts import GENERIC, SUBJECT_COLOURS, concepts
 from .subjects import SIZES, STAMP, SUBJECTS, stamps
 
@@ -37,7 +37,7 @@ class Truth:
     def __len__(self) -> int:
         return len(self.subject)
 
-    def __getitem__(self, index: slice | Tensor) -> "Truth":
+    def __getitem__(self, index: slice | Tensor) -> Truth:
         return Truth(*(getattr(self, f)[index] for f in ("subject", "colour", "size", "place", "concept", "warmth")))
 
 
@@ -47,7 +47,8 @@ def random_truth(count: int, generator: torch.Generator, *, generic: float = 0.1
         return torch.randint(0, n, (count,), generator=generator)
     concept = pick(len(concepts()))
     concept[torch.rand(count, generator=generator) < generic] = -1
-    return Truth(pick(len(SUBJECTS)), pick(len(COLOURS)), pick(len(SIZE_NAMES)), pick(len(PLACES)), concept, torch.randn(count, generator=generator).clamp(-2, 2))
+    subject, colour, size, place = (pick(len(names)) for names in (SUBJECTS, COLOURS, SIZE_NAMES, PLACES))
+    return Truth(subject, colour, size, place, concept, torch.randn(count, generator=generator).clamp(-2, 2))
 
 
 @lru_cache(maxsize=1)
@@ -59,10 +60,11 @@ def _palette() -> Tensor:
 def _backdrops() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Background (N+1, 3, 64, 64), veil coverage (N+1, 1, 64, 64), veil colour (N+1, 3, 1, 1), opacity (N+1, 1, 1, 1); the last row is generic."""
     rows = [*concepts(), GENERIC]
-    ground = torch.stack([torch.einsum("khw,kc->chw", structures.scene_inks(c.structure) if c.scene else structures.inks(c.structure), torch.tensor(c.inks))
-                          for c in rows])
+    shares = [scenes.scene_inks(c.structure) if c.scene else structures.inks(c.structure) for c in rows]
+    ground = torch.stack([torch.einsum("khw,kc->chw", share, torch.tensor(c.inks)) for share, c in zip(shares, rows)])
     cover = torch.stack([structures.veil(c.veil)[None] for c in rows])
-    return ground.clamp(0, 1), cover, torch.tensor([c.veil_colour for c in rows])[:, :, None, None], torch.tensor([c.opacity for c in rows])[:, None, None, None]
+    colour, opacity = (torch.tensor([getattr(c, name) for c in rows]) for name in ("veil_colour", "opacity"))
+    return ground.clamp(0, 1), cover, colour[:, :, None, None], opacity[:, None, None, None]
 
 
 def subject_coverage(truth: Truth) -> Tensor:

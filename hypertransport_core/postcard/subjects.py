@@ -109,7 +109,8 @@ def _heart(g: Grid) -> list[Layer]:
 
 def _car(g: Grid) -> list[Layer]:
     return [("main", g.polygon([(-.5, -.5), (.38, -.5), (.66, 0), (-.72, 0)])), ("main", g.rect(-.96, -.02, .96, .46)),
-            ("light", g.polygon([(-.42, -.38), (-.06, -.38), (-.06, -.04), (-.56, -.04)])), ("light", g.polygon([(.06, -.38), (.32, -.38), (.5, -.04), (.06, -.04)])),
+            ("light", g.polygon([(-.42, -.38), (-.06, -.38), (-.06, -.04), (-.56, -.04)])),
+            ("light", g.polygon([(.06, -.38), (.32, -.38), (.5, -.04), (.06, -.04)])),
             *(("dark", g.ellipse(s * .55, .46, .28)) for s in (-1, 1)), *(("light", g.ellipse(s * .55, .46, .11)) for s in (-1, 1))]
 
 
@@ -118,7 +119,8 @@ def _key(g: Grid) -> list[Layer]:
 
 
 def _cup(g: Grid) -> list[Layer]:
-    return [("main", g.ring(.5, .2, .42, .24)), ("main", g.polygon([(-.75, -.35), (.55, -.35), (.42, .8), (-.62, .8)])), ("dark", g.ellipse(-.1, -.35, .65, .13)),
+    return [("main", g.ring(.5, .2, .42, .24)), ("main", g.polygon([(-.75, -.35), (.55, -.35), (.42, .8), (-.62, .8)])),
+            ("dark", g.ellipse(-.1, -.35, .65, .13)),
             ("light", g.line(-.3, -.92, -.2, -.6, .09)), ("light", g.line(.08, -.92, .18, -.6, .09))]
 
 
@@ -138,7 +140,8 @@ def _bird(g: Grid) -> list[Layer]:
 
 def _flower(g: Grid) -> list[Layer]:
     petals = [("main", g.ellipse(.4 * math.sin(a), -.32 - .4 * math.cos(a), .27)) for a in (k * math.pi / 3 for k in range(6))]
-    return [("dark", g.rect(-.06, 0, .06, .96)), ("dark", g.ellipse(.3, .6, .27, .13)), ("dark", g.ellipse(-.3, .74, .27, .13)), *petals, ("light", g.ellipse(0, -.32, .22))]
+    return [("dark", g.rect(-.06, 0, .06, .96)), ("dark", g.ellipse(.3, .6, .27, .13)), ("dark", g.ellipse(-.3, .74, .27, .13)),
+            *petals, ("light", g.ellipse(0, -.32, .22))]
 
 
 def _moon(g: Grid) -> list[Layer]:
@@ -185,8 +188,10 @@ def _anchor(g: Grid) -> list[Layer]:
 
 
 def _snowman(g: Grid) -> list[Layer]:
-    return [("main", g.ellipse(0, .5, .56, .46)), ("main", g.ellipse(0, -.2, .42, .38)), ("dark", g.rect(-.46, -.62, .46, -.5)), ("dark", g.rect(-.28, -.98, .28, -.55)),
-            *(("dark", g.ellipse(s * .15, -.26, .07)) for s in (-1, 1)), ("light", g.polygon([(0, -.14), (.42, -.06), (0, 0)])), *(("dark", g.ellipse(0, y, .07)) for y in (.32, .6))]
+    return [("main", g.ellipse(0, .5, .56, .46)), ("main", g.ellipse(0, -.2, .42, .38)), ("dark", g.rect(-.46, -.62, .46, -.5)),
+            ("dark", g.rect(-.28, -.98, .28, -.55)),
+            *(("dark", g.ellipse(s * .15, -.26, .07)) for s in (-1, 1)), ("light", g.polygon([(0, -.14), (.42, -.06), (0, 0)])),
+            *(("dark", g.ellipse(0, y, .07)) for y in (.32, .6))]
 
 
 def _bell(g: Grid) -> list[Layer]:
@@ -197,7 +202,8 @@ def _bell(g: Grid) -> list[Layer]:
 def _cactus(g: Grid) -> list[Layer]:
     arms = [g.rect(-.74, -.3, -.46, .18), g.rect(-.74, .0, 0, .24), g.rect(.46, -.5, .74, .02), g.rect(0, -.16, .74, .08),
             g.ellipse(-.6, -.3, .14), g.ellipse(.6, -.5, .14), g.ellipse(0, -.68, .25), g.rect(-.25, -.68, .25, .6)]
-    return [*(("main", a) for a in arms), ("dark", g.polygon([(-.5, .55), (.5, .55), (.36, .96), (-.36, .96)])), *(("light", g.line(x, -.5, x, .45, .05)) for x in (-.08, .1))]
+    return [*(("main", a) for a in arms), ("dark", g.polygon([(-.5, .55), (.5, .55), (.36, .96), (-.36, .96)])),
+            *(("light", g.line(x, -.5, x, .45, .05)) for x in (-.08, .1))]
 
 
 def _ghost(g: Grid) -> list[Layer]:
@@ -208,7 +214,8 @@ def _ghost(g: Grid) -> list[Layer]:
 
 
 def _robot(g: Grid) -> list[Layer]:
-    return [("dark", g.rect(-.05, -.98, .05, -.7)), ("main", g.rect(-.5, -.75, .5, -.08)), ("main", g.rect(-.62, 0, .62, .72)), ("dark", g.rect(-.42, .72, -.12, .96)),
+    return [("dark", g.rect(-.05, -.98, .05, -.7)), ("main", g.rect(-.5, -.75, .5, -.08)), ("main", g.rect(-.62, 0, .62, .72)),
+            ("dark", g.rect(-.42, .72, -.12, .96)),
             ("dark", g.rect(.12, .72, .42, .96)), *(("light", g.ellipse(s * .23, -.45, .15)) for s in (-1, 1)), ("dark", g.rect(-.28, -.22, .28, -.14)),
             ("light", g.rect(-.35, .18, .35, .5)), *(("dark", g.rect(s * .8 - .12, .05, s * .8 + .12, .55)) for s in (-1, 1))]
 
@@ -218,7 +225,8 @@ def _hat(g: Grid) -> list[Layer]:
 
 
 _DRAWINGS: dict[str, Callable[[Grid], list[Layer]]] = {
-    name[1:]: draw for name, draw in list(globals().items()) if name.startswith("_") and callable(draw) and getattr(draw, "__annotations__", {}).get("g") == "Grid"}
+    name[1:]: draw for name, draw in list(globals().items())
+    if name.startswith("_") and callable(draw) and getattr(draw, "__annotations__", {}).get("g") == "Grid"}
 
 SUBJECTS: tuple[str, ...] = tuple(sorted(_DRAWINGS))
 

@@ -13,6 +13,7 @@ import argparse
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,8 @@ def train(clip: PostcardCLIP, table: TruthTable, *, stage: str, steps: int, batc
     vision = stage == "vision"
     params = [p for n, p in clip.named_parameters() if ("vision" in n or "visual" in n) == vision and "logit_scale" not in n] + list(table.parameters())
     scale = clip.model.logit_scale
-    optimiser = torch.optim.AdamW([{"params": params}, {"params": [scale], "weight_decay": 0.}], lr=rate, betas=(.9, .98), weight_decay=.02)
+    groups: list[dict[str, Any]] = [{"params": params}, {"params": [scale], "weight_decay": 0.}]
+    optimiser = torch.optim.AdamW(groups, lr=rate, betas=(.9, .98), weight_decay=.02)
     g, first = torch.Generator().manual_seed(seed + vision), 0
     if state_file.exists() and (state := load_checkpoint(state_file))["stage"] == stage:
         clip.load_state_dict(state["clip"]), table.load_state_dict(state["table"]), optimiser.load_state_dict(state["optimiser"])
@@ -182,8 +184,8 @@ def main(argv: list[str] | None = None) -> None:
         if stage == "align":
             log.info("words aligned with pictures, mean cosine of bare concepts %.3f", align(clip))
             continue
-        train(clip, table, stage=stage, steps=getattr(args, f"{stage}_steps"), batch=args.batch * (2 if stage == "text" else 1), rate=1e-3 if stage == "text" else 8e-4,
-              seed=args.seed, state_file=args.state)
+        train(clip, table, stage=stage, steps=getattr(args, f"{stage}_steps"), batch=args.batch * (2 if stage == "text" else 1),
+              rate=1e-3 if stage == "text" else 8e-4, seed=args.seed, state_file=args.state)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     clip.save(args.output, dtype=torch.float16)
     from .concepts import split

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import files
 from ..checkpoints import load_checkpoint, save_checkpoint
-from .captions import MEDIUM, captions
+from .captions import captions
 from .clip import PostcardCLIP
 from .coupling import place_of, to_latents, warmth_of
 from .render import random_truth, render, subject_mask
@@ -43,7 +43,8 @@ def example(count: int, generator: torch.Generator) -> tuple[list[str], Tensor, 
 
 def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Matrices of the hidden layers (for Muon) and everything else (for AdamW)."""
-    hidden, rest = [], []
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, p in network.named_parameters():
         inner = p.ndim >= 2 and not name.startswith(("input_blocks.0.", "out.", "time_embed."))
         (hidden if inner else rest).append(p)
@@ -161,7 +162,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clip", type=Path, default=Path("weights/postcard_clip.safetensors"))
     parser.add_argument("--output", type=Path, default=Path("weights/postcard.safetensors"))
-    parser.add_argument("--state", type=Path, default=Path("runs/postcard/generator.safetensors"), help="training state; an interrupted training continues from it")
+    parser.add_argument("--state", type=Path, default=Path("runs/postcard/generator.safetensors"),
+                        help="training state; an interrupted training continues from it")
     parser.add_argument("--steps", type=int, default=2900)
     parser.add_argument("--cooldown", type=float, default=.35, help="share of the steps over which the learning rate falls")
     parser.add_argument("--batch", type=int, default=48)
@@ -186,7 +188,8 @@ def main(argv: list[str] | None = None) -> None:
         smooth = loss if smooth is None else .98 * smooth + .02 * loss
         if run.step % 50 == 0:
             rate = (run.step - first) / (time.monotonic() - started)
-            log.info("step %d/%d loss %.4f %.1f pictures/s, %.0f min left", run.step, args.steps, smooth, rate * args.batch, (args.steps - run.step) / rate / 60)
+            log.info("step %d/%d loss %.4f %.1f pictures/s, %.0f min left", run.step, args.steps, smooth, rate * args.batch,
+                     (args.steps - run.step) / rate / 60)
         if run.step % args.save_every == 0 or run.step == args.steps:
             save_checkpoint(args.state, run.state())
             save_model(args.output, run.averaged(), config, {"steps": run.step, "pictures": run.pictures, "seed": args.seed, "optimiser": args.optimiser})

@@ -40,7 +40,7 @@ def targets(truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
 def accuracy(judge: Judge, count: int = 2000, seed: int = 77_001) -> dict[str, float]:
     """Shares of fresh renders whose concept, subject and colour are named right."""
     truth = random_truth(count, torch.Generator().manual_seed(seed), generic=.02)
-    hits = [[], [], []]
+    hits: list[list[Tensor]] = [[], [], []]
     for i in range(0, count, 100):
         part = truth[i:i + 100]
         verdict = judge.eval().verdict(render(part))
@@ -75,7 +75,9 @@ def main(argv: list[str] | None = None) -> None:
         truth = random_truth(args.batch, g, generic=.03)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(blemished(render(truth), g).contiguous(memory_format=torch.channels_last))
-        loss = sum(nn.functional.cross_entropy(l.float(), t, label_smoothing=.02) for l, t in zip(logits, targets(truth)))
+        concept, subject, colour = (nn.functional.cross_entropy(part.float(), target, label_smoothing=.02)
+                                    for part, target in zip(logits, targets(truth)))
+        loss = concept + subject + colour
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

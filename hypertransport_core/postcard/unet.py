@@ -251,6 +251,11 @@ class Stage(nn.Sequential):
         return x
 
 
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class PostcardUNet(nn.Module):
     """x (B, 48, 16, 16), timesteps (B,) = 1000 t, context (B, T, D) -> x0 (B, 48, 16, 16).
 
@@ -300,12 +305,9 @@ class PostcardUNet(nn.Module):
                 for projection in (module.to_q, module.to_k, module.to_v):
                     nn.init.xavier_uniform_(projection.weight)
             # Zero at the end of each residual branch: a deep stack starts as the identity and trains without warm-up trouble.
-            last = {ResBlock: lambda m: m.out_layers[3], SpatialTransformer: lambda m: m.proj_out}.get(type(module))
-            if last:
-                nn.init.zeros_(last(module).weight)
-                nn.init.zeros_(last(module).bias)
-        nn.init.zeros_(self.out[2].weight)
-        nn.init.zeros_(self.out[2].bias)
+            if isinstance(module, (ResBlock, SpatialTransformer)):
+                _zero(module.out_layers[3] if isinstance(module, ResBlock) else module.proj_out)
+        _zero(self.out[2])
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))

@@ -274,8 +274,11 @@ def test_new_files_are_readable_by_others_and_folders_appear(tmp_path: Path) -> 
 
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    block = lambda: nn.ModuleDict({"attn": nn.ModuleDict({"proj": nn.Linear(16, 16)}),
-                                   "mlp": nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))})  # noqa: E731
+
+    def block() -> nn.ModuleDict:
+        return nn.ModuleDict({"attn": nn.ModuleDict({"proj": nn.Linear(16, 16)}),
+                              "mlp": nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))})
+
     return nn.ModuleDict({"blocks": nn.ModuleList([block(), block()])})
 
 

@@ -25,8 +25,11 @@ def seeded() -> None:
 
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    block = lambda: nn.ModuleDict({"attn": nn.ModuleDict({"proj": nn.Linear(16, 16)}),
-                                   "mlp": nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))})  # noqa: E731
+
+    def block() -> nn.ModuleDict:
+        return nn.ModuleDict({"attn": nn.ModuleDict({"proj": nn.Linear(16, 16)}),
+                              "mlp": nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))})
+
     return nn.ModuleDict({"blocks": nn.ModuleList([block(), block()])})
 
 

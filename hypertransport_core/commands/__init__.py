@@ -13,6 +13,7 @@ from typing import NoReturn
 from ..files import FileError
 
 COMMANDS: dict[str, str] = {
+    "concepts": "list, show and check the shipped concepts or a list of your own",
     "demo": "make pictures steered by concepts, at several strengths, on one labelled sheet",
     "evaluate": "measure steering on held-out concepts against prompting and per-concept fits",
 }

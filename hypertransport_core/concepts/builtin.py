@@ -87,12 +87,11 @@ def _lines(name: str) -> tuple[str, ...]:
 def _category(category: str) -> list[ConceptWords]:
     path = FOLDER / f"{category.lower().replace('&', 'and').replace(' ', '_')}.csv"
     with path.open(encoding="utf-8", newline="") as file:
-        return [
-            ConceptWords(
-                row["name"],
-                category,
-                *(tuple(filter(None, row.get(key, "").split(SEPARATOR))) for key in ("picture", "phrase", "detail", "scene")),
-                died=int(row.get("died", 0)),
-            )
-            for row in csv.DictReader(file, strict=True)
-        ]
+        rows = list(csv.DictReader(file, strict=True))
+    out = []
+    for row in rows:
+        pictures, phrases, details, scenes = (
+            tuple(filter(None, row.get(column, "").split(SEPARATOR))) for column in ("picture", "phrase", "detail", "scene")
+        )
+        out.append(ConceptWords(row["name"], category, pictures, phrases, details, scenes, int(row.get("died", 0))))
+    return out

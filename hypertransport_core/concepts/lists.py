@@ -7,10 +7,12 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .lines import csv_lines, json_lines, toml_lines
 
 PARTS = ("train", "validation", "heldout")
 FIELDS = ("name", "category", "prompts", "phrases", "part")
@@ -66,11 +68,15 @@ class ConceptSplit:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def validated(concepts: Iterable[Concept], where: str) -> tuple[Concept, ...]:
+def validated(concepts: Iterable[Concept], where: str, lines: Sequence[int] = ()) -> tuple[Concept, ...]:
     """The concepts as a tuple. Raises ConceptError for an empty list, an empty or doubled name, an empty prompt, an
-    unknown part.
+    unknown part. lines: the line of each in its file, for the messages.
     """
     concepts = tuple(concepts)
+
+    def at(number: int) -> str:
+        return f" (line {lines[number - 1]})" if number <= len(lines) else ""
+
     seen: dict[str, int] = {}
     if not concepts:
         raise ConceptError(f"{where} holds 0 concepts, expected at least 1: add entries with a name.")
@@ -78,24 +84,25 @@ def validated(concepts: Iterable[Concept], where: str) -> tuple[Concept, ...]:
         key = " ".join(concept.name.lower().split())
         if not key:
             raise ConceptError(
-                f"Entry {number} of {where} has an empty name, expected words that describe a concept: name it or "
+                f"Entry {number} of {where}{at(number)} has an empty name, expected words that describe a concept: name it or "
                 "remove it."
             )
         if key in seen:
+            both = f" (lines {lines[seen[key] - 1]} and {lines[number - 1]})" if number <= len(lines) else ""
             raise ConceptError(
-                f"{where} lists the concept '{concept.name}' twice, entries {seen[key]} and {number}, expected every "
+                f"{where} lists the concept '{concept.name}' twice, entries {seen[key]} and {number}{both}, expected every "
                 "concept once: remove one or merge their prompts."
             )
         seen[key] = number
         for kind in ("prompts", "phrases"):
             if any(not text.strip() for text in getattr(concept, kind)):
                 raise ConceptError(
-                    f"The concept '{concept.name}' of {where} has an empty text among its {kind}, expected words: "
+                    f"The concept '{concept.name}' of {where}{at(number)} has an empty text among its {kind}, expected words: "
                     "fill it in or remove it."
                 )
         if concept.part not in ("", *PARTS):
             raise ConceptError(
-                f"The concept '{concept.name}' of {where} has the part '{concept.part}', expected one of "
+                f"The concept '{concept.name}' of {where}{at(number)} has the part '{concept.part}', expected one of "
                 f"{', '.join(PARTS)}: correct or remove it."
             )
     return concepts
@@ -117,6 +124,7 @@ def load_concepts(path: str | Path) -> tuple[Concept, ...]:
             f"The concept list {path} cannot be read ({reason}), expected a .json, .toml or .csv file: check the path."
         ) from error
     readers = {".json": _from_json, ".toml": _from_toml, ".csv": _from_csv}
+    finders = {".json": json_lines, ".toml": toml_lines, ".csv": csv_lines}
     if path.suffix.lower() not in readers:
         raise ConceptError(
             f"The concept list {path} ends with '{path.suffix}', expected .json, .toml or .csv: rename or convert it."
@@ -135,7 +143,10 @@ def load_concepts(path: str | Path) -> tuple[Concept, ...]:
             f"The concept list {path} holds a {type(entries).__name__} named or unnamed, expected a list of "
             "concepts: put them in a list called 'concepts'."
         )
-    return validated([_concept(entry, number, path) for number, entry in enumerate(entries, 1)], str(path))
+    lines = finders[path.suffix.lower()](text)
+    places = [f"{path} (line {lines[i]})" if len(lines) == len(entries) else str(path) for i in range(len(entries))]
+    concepts = [_concept(entry, i, place) for i, (entry, place) in enumerate(zip(entries, places), 1)]
+    return validated(concepts, str(path), lines if len(lines) == len(entries) else ())
 
 
 def _from_json(text: str) -> Any:
@@ -168,7 +179,7 @@ def _from_csv(text: str) -> Any:
     return out
 
 
-def _concept(entry: Any, number: int, path: Path) -> Concept:
+def _concept(entry: Any, number: int, path: str) -> Concept:
     if isinstance(entry, str):
         return Concept(entry.strip())
     if not isinstance(entry, Mapping):

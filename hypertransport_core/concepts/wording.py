@@ -58,7 +58,8 @@ _LONG_PICTURE = re.compile(
 )
 _PLACED_SCENE = re.compile(r" (?:in|on|at|by|under|above|below|beside|behind|into|onto|over|through|to|of|at) ")
 _SMALL_WORDS = frozenset("with from that over into onto under after before their your this each only like as than them".split())
-_TRIES = 6
+_TRIES = 4
+_Choice = tuple[str, str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -99,30 +100,33 @@ def in_words(scenes: Sequence[str], words: ConceptWords) -> tuple[str, ...]:
     Patterns take turns, so that neighbors differ; of the first few wordings the one that repeats fewest words is taken.
     """
     patterns = sorted(words.patterns, key=lambda pattern: number_of(words.name, pattern))
+    choices = list(product(words.pictures or ("",), words.phrases, permutations(words.details, 2)))
     out: dict[str, None] = {}
     for i, scene in enumerate(scenes):
-        turn, best = 0, ""
-        while not best:
-            tried = [_wording(patterns[(i + turn) % len(patterns)], scene, words, i + turn + k) for k in range(_TRIES)]
-            tried += [_wording(patterns[(i + turn + 1) % len(patterns)], scene, words, i + turn)]
-            fresh = [text for text in tried if text not in out]
-            best = min(fresh, key=clumsiness) if fresh else ""
-            turn += 1
-            if turn > 20 * len(patterns):
-                raise ValueError(f"The scene '{scene}' comes too often to be worded anew in '{words.name}': give more scenes.")
+        number = number_of(words.name, scene)
+        best, least = "", 0
+        for turn in range(len(patterns) * len(choices)):
+            pattern, choice = patterns[(i + turn // _TRIES) % len(patterns)], choices[(number + 5 * turn) % len(choices)]
+            text = _wording(pattern, scene, words.name, choice, capital=number % 3 == 0)
+            clumsy = clumsiness(text)
+            if text not in out and (not best or clumsy < least):
+                best, least = text, clumsy
+            if best and (least == 0 or turn >= 2 * _TRIES):
+                break
+        if not best:
+            raise ValueError(f"The scene '{scene}' comes too often to be worded anew in '{words.name}': give more scenes.")
         out[best] = None
     return tuple(out)
 
 
-def _wording(pattern: str, scene: str, words: ConceptWords, turn: int) -> str:
-    choices = list(product(words.pictures or ("",), words.phrases, permutations(words.details, 2)))
-    picture, phrase, (detail, other) = choices[number_of(words.name, scene, turn) % len(choices)]
+def _wording(pattern: str, scene: str, name: str, choice: _Choice, capital: bool) -> str:
+    picture, phrase, (detail, other) = choice
     if "{p} of" in pattern and _LONG_PICTURE.search(f" {picture} "):
         pattern = pattern.replace("{p} of", "{p} showing")
     if pattern.startswith("{s} {t}") and _PLACED_SCENE.search(scene):
         pattern = pattern.replace("{s} {t}", "{s}, {t}")
-    text = pattern.format(s=scene, n=words.name, p=picture, t=phrase, d=detail, e=other)
-    return text[:1].upper() + text[1:] if number_of(scene, words.name) % 3 == 0 else text
+    text = pattern.format(s=scene, n=name, p=picture, t=phrase, d=detail, e=other)
+    return text[:1].upper() + text[1:] if capital else text
 
 
 def clumsiness(text: str) -> int:

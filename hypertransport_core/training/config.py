@@ -40,12 +40,12 @@ class TrainingConfig:
         "", "file of the base model; empty = the preset's; relative to the current folder or the package's"
     )
     encoder_weights: str = _setting("", "file of the concept encoder; empty = the preset's")
-    concepts: str = _setting("", "concept list (.json, .toml, .csv); empty = the preset's")
+    concepts: str = _setting("", "concept list (.json, .toml, .csv), or styles-777 or styles-777-free; empty = the preset's")
     heldout_fraction: float = _setting(
         0.21, "share of every category of a concept list that is held out", low=0.0, high=0.9
     )
     validation_fraction: float = _setting(0.10, "share of the rest that chooses settings", low=0.0, high=0.9)
-    scenes: str = _setting("", "text file with one generic scene a line; empty = the preset's")
+    scenes: str = _setting("", "text file with one generic scene a line; empty = those of the concepts or the preset")
 
     site_set: str = _setting("attention_mlp", "which outputs of the base model are steered", choices=tuple(SITE_SETS))
     pattern: str = _setting("", "regular expression that site paths must contain; empty = all of the set")

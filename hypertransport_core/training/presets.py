@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..concepts import Concept, ConceptSplit, load_concepts, split_concepts
+from ..concepts import (
+    BUILTIN,
+    Concept,
+    ConceptSplit,
+    builtin_concepts,
+    generic_scenes,
+    load_concepts,
+    split_concepts,
+)
 from ..encoders.base import ConceptEncoder
 from .config import ConfigError, TrainingConfig
 
@@ -105,7 +113,11 @@ def found_file(path: str, what: str) -> Path:
 
 
 def chosen_scenes(config: TrainingConfig, default: Callable[[int], Sequence[str]]) -> tuple[str, ...]:
-    """The generic scenes: lines of the scenes file, or `default(count)`. Raises ConfigError when there are too few."""
+    """The generic scenes: lines of the scenes file, those of a shipped concept list by its name or because the concepts
+    are that list's, or `default(count)`. Raises ConfigError or ConceptError when there are too few.
+    """
+    if config.scenes in BUILTIN or (not config.scenes and config.concepts in BUILTIN):
+        return generic_scenes(config.prompts_per_concept)
     if not config.scenes:
         return tuple(default(config.prompts_per_concept))
     lines = found_file(config.scenes, "scenes").read_text(encoding="utf-8-sig").splitlines()
@@ -119,12 +131,14 @@ def chosen_scenes(config: TrainingConfig, default: Callable[[int], Sequence[str]
 
 
 def chosen_concepts(config: TrainingConfig, default: Callable[[], ConceptSplit]) -> ConceptSplit:
-    """The user's list, split, or `default()`. Raises ConceptError."""
+    """A shipped list by its name or the user's, split, or `default()`. Raises ConceptError."""
     if not config.concepts:
         return default()
-    return split_concepts(
-        load_concepts(found_file(config.concepts, "concepts")), config.heldout_fraction, config.validation_fraction
-    )
+    if config.concepts in BUILTIN:
+        concepts = builtin_concepts(config.concepts, config.prompts_per_concept)
+    else:
+        concepts = load_concepts(found_file(config.concepts, "concepts"))
+    return split_concepts(concepts, config.heldout_fraction, config.validation_fraction)
 
 
 def _postcard(config: TrainingConfig, *, variations: bool = False) -> World:

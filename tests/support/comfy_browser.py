@@ -31,6 +31,7 @@ ARGUMENTS = [
 SETTINGS = {
     "Comfy.TutorialCompleted": True, "Comfy.Notification.ShowVersionUpdates": False, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False,
     "Comfy.EnableTooltips": True, "Comfy.Workflow.ShowMissingNodesWarning": True, "Comfy.Workflow.ShowMissingModelsWarning": True,
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,  # a whole graph in a screenshot keeps its words
 }
 MARGIN = 15  # of a widget inside its node, as the page draws it
 
@@ -319,7 +320,8 @@ class ComfyPage:
         return [tuple(found) for found in self.page.evaluate(shown)]
 
     def wait_for_picture(self, timeout: float = 30.0) -> list[tuple[str, int, int]]:
-        """As `pictures`, but waits until there is one."""
+        """As `pictures`, but waits until there is one. Brings the whole graph into view: the page loads pictures of visible nodes only."""
+        self.fit()
         self.page.wait_for_function("() => app.graph.nodes.some(n => (n.imgs ?? []).some(i => i.complete && i.naturalWidth))", timeout=1000 * timeout)
         return self.pictures()
 

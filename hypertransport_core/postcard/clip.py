@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from .. import files
+from .. import broken_torchvision, files
 from ..encoders.preprocess import normalise, resize_and_crop
 
 CONTEXT_LENGTH = 24
@@ -137,7 +137,8 @@ class PostcardCLIP(nn.Module):
         """A fresh model with random weights over the words of `vocabulary`; raises ValueError for a faulty
         vocabulary."""
         super().__init__()
-        from transformers import CLIPConfig, CLIPModel
+        with broken_torchvision.set_aside():
+            from transformers import CLIPConfig, CLIPModel
 
         self.tokenizer = WordTokenizer(vocabulary)
         self.model = CLIPModel(CLIPConfig(**clip_config(self.tokenizer.size)))

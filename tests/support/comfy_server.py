@@ -70,6 +70,7 @@ class Server:
         self.process, self.base, self.port = process, base, port
         self.url = f"http://127.0.0.1:{port}"
         self.seconds_to_start = started
+        self.start_of_use = 0  # length of the log when it was up
         self._object_info: dict[str, Any] | None = None
 
     # -- start and stop
@@ -104,6 +105,7 @@ class Server:
             server.stop()
             raise
         server.seconds_to_start = time.monotonic() - begun
+        server.start_of_use = len(server.log())
         return server
 
     def _wait_until_up(self, begun: float) -> None:
@@ -135,9 +137,9 @@ class Server:
         """All it has printed so far."""
         return (self.base / "log.txt").read_text(encoding="utf-8", errors="replace")
 
-    def complaints(self, since: int = 0) -> list[str]:
-        """Errors, warnings and tracebacks in the log (from character `since` on) that name this pack."""
-        return [block for block in _blocks(self.log()[since:]) if PACK_NAME.lower() in block.lower() and _is_bad(block)]
+    def complaints(self, since: int = 0, until: int | None = None) -> list[str]:
+        """Errors, warnings and tracebacks in the log (its characters from `since` to `until`) that name this pack."""
+        return [block for block in _blocks(self.log()[since:until]) if PACK_NAME.lower() in block.lower() and _is_bad(block)]
 
     def memory(self) -> int:
         """Bytes of memory the server holds (resident set)."""

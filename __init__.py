@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension
 
-__all__ = ["comfy_entrypoint"]
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+
+WEB_DIRECTORY = "./web"  # help pages: web/docs/<node id>/<language>.md, and web/docs/<node id>.md for other languages
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -57,7 +57,7 @@ def stems(text: str) -> tuple[str, ...]:
 def _stem(word: str) -> str:
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
         word = word[:-1]
-    return word[:-1] + "t" if len(word) > 6 and word.endswith("ism") else word
+    return word[:-1] + "t" if len(word) > 5 and word.endswith("ism") else word
 
 
 def key(name: str) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ def grammar_fault(text: str) -> str:
     """What is wrong with a prompt's form: a wrong a/an, a doubled word, a stutter, stray spaces and signs; "" = nothing."""
     for article, word in re.findall(r"\b(an?)\s+([\w'-]+)", text, re.IGNORECASE):
         expected = "an" if _sounds_like_vowel(word) else "a"
-        if article.lower() != expected and not article == "A" * len(article) > 1:
+        if article.lower() != expected:
             return f"'{article} {word}' should be '{expected} {word}'"
     if doubled := re.search(r"\b(\w+)\s+\1\b", text, re.IGNORECASE):
         return f"the word '{doubled.group(1)}' is doubled"

@@ -20,10 +20,11 @@ STYLE_PATTERNS = (
     "{p} of {s}, {d} and {e}",
     "{s}, {p} with {d}",
     "{s}, {d}, {t}",
-    "{p} of {s}, {d}, {e}",
     "{s}, {t}, {d} and {e}",
     "{s}, {d}, {e}, {n}",
     "{n}, {s}, {d}",
+    "{p} with {d}, showing {s}",
+    "{s}. {p} with {d}.",
 )
 PLACE_PATTERNS = (
     "{s} {t}",
@@ -37,6 +38,8 @@ PLACE_PATTERNS = (
     "{s}, {t}, {d}, {e}",
     "{n}, {s}, {d} and {e}",
     "{t}, {s}, {d} and {e}",
+    "{s} {t}. {d} and {e}.",
+    "{s}, {d}, {t}",
 )
 ARTIST_PATTERNS = (
     "{p} of {s} by {n}",
@@ -51,6 +54,8 @@ ARTIST_PATTERNS = (
     "{s}, {n} style",
     "{p} of {s} by {n}, {d} and {e}",
     "{s}, {p} in the manner of {n}, {d}",
+    "{s}. {p} by {n}, {d}.",
+    "{p} by {n} showing {s}, {d}",
 )
 # "a picture in jewel tones of a cat" is hard to read: after such a noun phrase stands "showing".
 _LONG_PICTURE = re.compile(
@@ -125,7 +130,11 @@ def _wording(pattern: str, scene: str, name: str, choice: _Choice, capital: bool
         pattern = pattern.replace("{p} of", "{p} showing")
     if pattern.startswith("{s} {t}") and _PLACED_SCENE.search(scene):
         pattern = pattern.replace("{s} {t}", "{s}, {t}")
+    if " and " in detail + other:
+        pattern = pattern.replace("{d} and {e}", "{d}, {e}")
     text = pattern.format(s=scene, n=name, p=picture, t=phrase, d=detail, e=other)
+    if pattern.endswith("."):
+        return ". ".join(part[:1].upper() + part[1:] for part in text.split(". "))
     return text[:1].upper() + text[1:] if capital else text
 
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import importlib
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,8 +19,8 @@ import hypertransport_core
 from hypertransport_core.toml_files import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP_LEVEL = {"__init__.py", "nodes", "hypertransport_core", "train_hypernet.py", "weights", "example_workflows", "tests", "docs", "pyproject.toml",
-             "README.md", "CHANGELOG.md", "LICENSE", ".ci", ".comfyignore", ".gitignore"}
+TOP_LEVEL = {"__init__.py", "nodes", "hypertransport_core", "train_hypernet.py", "weights", "example_workflows", "web", "locales", "tests", "docs",
+             "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci", ".comfyignore", ".gitignore"}
 MB = 2**20
 
 # What the registry's scanner flags, or what opens a door. Written so that this file does not find itself.
@@ -152,6 +154,30 @@ def test_every_room_is_packed() -> None:
     assert set(project()["tool"]["setuptools"]["packages"]) == rooms | {"hypertransport_core.weights"}, "correct [tool.setuptools] packages in pyproject.toml"
 
 
+BUILD = """
+import sys
+from setuptools import build_meta
+print(build_meta.build_wheel(sys.argv[1]))
+"""
+
+
+def test_a_wheel_holds_every_file_of_the_core_and_the_weights(tmp_path: Path) -> None:
+    """Built from a copy, without a network: what the project file says is what arrives."""
+    setuptools = pytest.importorskip("setuptools")
+    if int(setuptools.__version__.split(".")[0]) < 71:
+        pytest.importorskip("wheel")  # later ones have it inside
+    source = tmp_path / "source"
+    wanted = [name for name in tracked_files() if name.startswith(("hypertransport_core/", "weights/"))]
+    for name in [*wanted, "pyproject.toml", "README.md", "LICENSE"]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    done = subprocess.run([sys.executable, "-c", BUILD, str(tmp_path)], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
+        packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == {name if name.startswith("hypertransport_core/") else f"hypertransport_core/{name}" for name in wanted}
+
+
 def test_every_link_of_the_guides_leads_somewhere() -> None:
     missing = []
     for name, text in texts(tracked_files(), ".md").items():
@@ -192,19 +218,22 @@ def test_pack_imports_without_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hasattr(module, "NODE_CLASS_MAPPINGS"), "the host would ignore comfy_entrypoint"
 
 
-def test_model_folder_and_extension(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_model_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a host: only what nodes/folders.py imports stands in for it. The nodes themselves are the host tests' matter."""
     host = SimpleNamespace(models_dir=str(tmp_path / "models"), folder_names_and_paths={"hypertransport": (["from extra_model_paths.yaml"], set())})
-    extension_api = SimpleNamespace(ComfyExtension=type("ComfyExtension", (), {}), io=SimpleNamespace(ComfyNode=type("ComfyNode", (), {})))
-    for name, stub in (("folder_paths", host), ("comfy_api", SimpleNamespace()), ("comfy_api.latest", extension_api)):
-        monkeypatch.setitem(sys.modules, name, stub)
-    module = load_pack(monkeypatch, "hypertransport_pack_under_test")
+    monkeypatch.setitem(sys.modules, "folder_paths", host)
+    name = "hypertransport_pack_under_test"
+    load_pack(monkeypatch, name)
+    nodes = ModuleType(f"{name}.nodes")
+    nodes.__path__ = [str(ROOT / "nodes")]
+    monkeypatch.setitem(sys.modules, nodes.__name__, nodes)
     try:
+        folders = importlib.import_module(f"{name}.nodes.folders")
         for _ in range(2):  # a host that loads twice must not list anything twice
-            extension = asyncio.run(module.comfy_entrypoint())
+            folders.register_model_folder()
     finally:
-        for name in [n for n in sys.modules if n.startswith("hypertransport_pack_under_test.")]:
-            del sys.modules[name]
-    assert isinstance(asyncio.run(extension.get_node_list()), list)
+        for loaded in [n for n in sys.modules if n.startswith(f"{name}.") and n != nodes.__name__]:
+            del sys.modules[loaded]
     paths, endings = host.folder_names_and_paths["hypertransport"]
     assert paths == ["from extra_model_paths.yaml", str(tmp_path / "models" / "hypertransport"), str(ROOT / "weights")]
     assert endings == {".safetensors"} and (tmp_path / "models" / "hypertransport").is_dir()

@@ -1,4 +1,5 @@
 """Where the host looks for this pack's files: `models/hypertransport`, and what is shipped in the pack."""
+
 from __future__ import annotations
 
 from contextlib import suppress
@@ -16,8 +17,8 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 def register_model_folder() -> None:
     """Make `models/hypertransport` and the files shipped in this pack known to the host, the user's folder first.
 
-    `folder_paths.add_model_folder_path` is not used: on a new name it registers no file extensions, which means every file.
-    Paths that extra_model_paths.yaml has named before stay, and stay first. Registering twice changes nothing.
+    `folder_paths.add_model_folder_path` is not used: on a new name it registers no file extensions, which means every
+    file. Paths that extra_model_paths.yaml has named before stay, and stay first. Registering twice changes nothing.
     """
     paths, extensions = folder_paths.folder_names_and_paths.get(MODEL_FOLDER, ([], set()))
     own = Path(folder_paths.models_dir) / MODEL_FOLDER
@@ -28,7 +29,7 @@ def register_model_folder() -> None:
 
 
 def files_of_kind(*kinds: str) -> list[str]:
-    """Names, as a combo shows them, of the files of these kinds (`hypernetwork`, `transport_maps` ...). Reads only headers, once."""
+    """Names, as a combo shows them, of the files of these kinds (`hypernetwork`, ...). Reads headers only, and once."""
     names = []
     for name in folder_paths.get_filename_list(MODEL_FOLDER):
         path = folder_paths.get_full_path(MODEL_FOLDER, name)
@@ -41,7 +42,9 @@ def find_file(name: str, folder: str = MODEL_FOLDER) -> Path:
     """The path of a file a combo named. Raises FileError when it is gone."""
     path = folder_paths.get_full_path(folder, name)
     if path is None:
-        raise FileError(f"{name} is not in models/{folder}, expected one of its files: put it there and refresh, or choose another")
+        raise FileError(
+            f"{name} is not in models/{folder}, expected one of its files: put it there and refresh, or choose another"
+        )
     return Path(path)
 
 

@@ -1,4 +1,5 @@
 """Maps as patches of the host's patcher: steering that costs nothing per step, where weights can hold it."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ KEPT_EXACTLY = (torch.float32, torch.float16, torch.bfloat16)
 class AffinePatch(WeightAdapterBase):
     """A weight patch like a LoRA's, but affine: every output channel of what is there so far is scaled and shifted.
 
-    Acts on the weight with the patches before it, so a LoRA loaded before the Steer node is steered like the model's own
-    weights. scale: (C,) fp32; shift: (C,) fp32 for a bias, None for a weight.
+    Acts on the weight with the patches before it, so a LoRA loaded before the Steer node is steered like the model's
+    own weights. scale: (C,) fp32; shift: (C,) fp32 for a bias, None for a weight.
     """
 
     name = "hypertransport"
@@ -43,7 +44,7 @@ class AffinePatch(WeightAdapterBase):
 
 
 def fold_into_patches(model: ModelPatcher, maps: TransportMaps) -> ModelPatcher:
-    """A clone of MODEL with the maps (one row) in its weight patches. Raises FoldError where a site cannot take its map."""
+    """A clone of MODEL with the maps (one row) in its weight patches. Raises FoldError where a site cannot take one."""
     patches: dict[str, AffinePatch] = {}
     for path, (leaf_path, leaf) in check_foldable(model.model.diffusion_model, maps).items():
         site = maps[path]

@@ -1,13 +1,15 @@
 """Steering a MODEL of the host: a clone whose network calls are steered, and nothing that outlives a call.
 
-Live: a wrapper around `BaseModel.apply_model`, the innermost one that every backbone calls, shadows `forward` of the sites for
-one call (hypertransport_core.steering). It holds maps, never modules, and reads schedules at run time, so nodes before and
-after it, other clones, unloading and torch.compile see nothing of it. Folded: the maps as patches of the host's patcher.
+Live: a wrapper around `BaseModel.apply_model`, the innermost one that every backbone calls, shadows `forward` of the
+sites for one call (hypertransport_core.steering). It holds maps, never modules, and reads schedules at run time, so
+nodes before and after it, other clones, unloading and torch.compile see nothing of it. Folded: the maps as patches of
+the host's patcher.
 
 Which conds are negative. A guider names its lists; those called "negative" are, all others count as positive: DualCFG's
-`cond2` and PerpNeg's empty prompt too. The list is recognised in the call that batches conds. Its conds' uuids serve where a
-node goes around that call, and the position in the batch where there is no guider at all.
+`cond2` and PerpNeg's empty prompt too. The list is recognised in the call that batches conds. Its conds' uuids serve
+where a node goes around that call, and the position in the batch where there is no guider at all.
 """
+
 from __future__ import annotations
 
 import json
@@ -39,17 +41,28 @@ _COMPUTE = (torch.float32, torch.float16, torch.bfloat16)
 _checked: weakref.WeakKeyDictionary[torch.nn.Module, dict[Any, str | None]] = weakref.WeakKeyDictionary()
 
 
-def steer_model(model: ModelPatcher, maps: PredictedMaps, strength: float | Tensor = 1.0, *, start_percent: float = 0.0,
-                end_percent: float = 1.0, factors: Mapping[str, float] | None = None, mask: Tensor | None = None,
-                scope: str = "both", mode: str = "live") -> ModelPatcher:
-    """A clone of MODEL that is steered; the model itself where nothing would be: strength 0, a closed range, an empty mask.
+def steer_model(
+    model: ModelPatcher,
+    maps: PredictedMaps,
+    strength: float | Tensor = 1.0,
+    *,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    factors: Mapping[str, float] | None = None,
+    mask: Tensor | None = None,
+    scope: str = "both",
+    mode: str = "live",
+) -> ModelPatcher:
+    """A clone of MODEL that is steered; the model itself where nothing would be: strength 0, closed range, empty mask.
 
     strength: λ, or a tensor (N,) with one per row of the latent batch; 0 is off, 1 the full map.
-    start_percent, end_percent: of the schedule, 0 = pure noise, 1 = finished; acts from start on, up to but without end.
-    factors: {site kind or site path: factor on the strength}. mask: (H, W) or (N, H, W) in [0, 1], fitted to the latent.
-    scope: "both", "positive" or "negative" conds. mode: "live", "folded" (into the weights) or "auto" (folded where possible).
-    Several steered clones of one another act in their order. Raises FileError for maps of another model, SteeringError for
-    values out of range and maps that cannot be folded, in one sentence.
+    start_percent, end_percent: of the schedule, 0 = pure noise, 1 = finished; acts from start on, end excluded.
+    factors: {site kind or site path: factor on the strength}. mask: (H, W) or (N, H, W) in [0, 1], fitted to latents.
+    scope: "both", "positive" or "negative" conds; see above. mode: "live", "folded" (into the weights), "auto" (folded
+    where nothing needs live).
+
+    Several steered clones of one another act in their order. Raises FileError for maps of another model,
+    SteeringError for values out of range and maps that cannot be folded, in one sentence.
     """
     _check_choice("scope", scope, SCOPES)
     _check_choice("mode", mode, MODES)
@@ -62,12 +75,14 @@ def steer_model(model: ModelPatcher, maps: PredictedMaps, strength: float | Tens
         if why is None:
             return fold_into_patches(model, steering.stretches[0].steering.blended())
         if mode == "folded":
-            raise SteeringError(f"These maps cannot be folded into the weights because {why}; choose the mode live or auto.")
+            raise SteeringError(
+                f"These maps cannot be folded into the weights because {why}; choose the mode live or auto."
+            )
     return install(model, steering)
 
 
 def check_maps(model: ModelPatcher, maps: PredictedMaps) -> None:
-    """Refuse maps made for another model: sites, channels, and the signs of a few weights (a LoRA or a fine-tune passes).
+    """Refuse maps made for another model, by sites, channels and the signs of a few weights. LoRAs, fine-tunes pass.
 
     Looked at once per model and kind of maps. Raises FileError, one sentence naming both sides and the cure.
     """
@@ -98,15 +113,19 @@ def install(model: ModelPatcher, steering: LiveSteering) -> ModelPatcher:
 
 
 class Stretch:
-    """Maps for a part of the schedule: active from `start` on, up to but without `end` (0 = pure noise, 1 = finished)."""
+    """Maps for a part of the schedule: active from `start` on, `end` excluded (0 = pure noise, 1 = finished)."""
 
     def __init__(self, start: float, end: float, steering: Steering) -> None:
         self.start, self.end, self.steering = start, end, steering
 
     def active(self, sigma: Callable[[], float], model_sampling: Any) -> bool:
-        """Whether a network call at this noise acts; a schedule node after this one changes what percent means, so ask late."""
-        return not (self.start > 0.0 and sigma() > float(model_sampling.percent_to_sigma(self.start))
-                    or self.end < 1.0 and sigma() <= float(model_sampling.percent_to_sigma(self.end)))
+        """Whether a network call at this noise acts. Ask late: a schedule node put after this one moves the percents."""
+        return not (
+            self.start > 0.0
+            and sigma() > float(model_sampling.percent_to_sigma(self.start))
+            or self.end < 1.0
+            and sigma() <= float(model_sampling.percent_to_sigma(self.end))
+        )
 
 
 class LiveSteering:
@@ -115,11 +134,21 @@ class LiveSteering:
     Has no `.to` on purpose: the host calls it with the model's dtype, and maps must not become fp8.
     """
 
-    def __init__(self, maps: PredictedMaps, strength: float | Tensor = 1.0, start: float = 0.0, end: float = 1.0,
-                 factors: Mapping[str, float] | None = None, mask: Tensor | None = None, scope: str = "both") -> None:
+    def __init__(
+        self,
+        maps: PredictedMaps,
+        strength: float | Tensor = 1.0,
+        start: float = 0.0,
+        end: float = 1.0,
+        factors: Mapping[str, float] | None = None,
+        mask: Tensor | None = None,
+        scope: str = "both",
+    ) -> None:
         for name, value in (("start", start), ("end", end)):
             if not 0.0 <= value <= 1.0:
-                raise SteeringError(f"The {name} is at {value:g} of the schedule, but must lie between 0 (pure noise) and 1.")
+                raise SteeringError(
+                    f"The {name} is at {value:g} of the schedule, but must lie between 0 (pure noise) and 1."
+                )
         self.scope, self.name, self.stretches, count = scope, maps.name, [], len(maps.steps)
         # The core checks the mask and knows when it acts nowhere; it is laid out anew for every size of latents.
         parts = [Steering(one, strength, factors=factors, mask=mask) for one in maps.steps]
@@ -143,8 +172,17 @@ class LiveSteering:
     def __repr__(self) -> str:
         return f"LiveSteering({self.name!r}, {self.scope}, {[s.steering for s in self.stretches]})"
 
-    def __call__(self, executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None, control: Any = None,
-                 transformer_options: dict[str, Any] | None = None, **kwargs: Any) -> Tensor:
+    def __call__(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         options = {} if transformer_options is None else transformer_options
         base = executor.class_obj
         steering = self._now(base, options, t)
@@ -153,16 +191,24 @@ class LiveSteering:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         per_chunk = self._check_rows(x.shape[0], len(flags))
         dtype = base.manual_cast_dtype or base.get_dtype()
-        with steering.installed(_network(base), batch=x.shape[0], rows=self._rows(flags, per_chunk), device=x.device,
-                                dtype=dtype if dtype in _COMPUTE else None, mask=self._mask_for(x, options, len(flags)),
-                                frames=x.shape[2] if x.ndim == 5 else 1):
+        with steering.installed(
+            _network(base),
+            batch=x.shape[0],
+            rows=self._rows(flags, per_chunk),
+            device=x.device,
+            dtype=dtype if dtype in _COMPUTE else None,
+            mask=self._mask_for(x, options, len(flags)),
+            frames=x.shape[2] if x.ndim == 5 else 1,
+        ):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def check_batch(self, batch: int) -> None:
         """Refuse a latent batch that does not have a row for each row of maps, strengths or masks."""
         if self.rows not in (1, batch):
-            raise SteeringError(f"The maps, strengths or masks of {self.name or 'this steering'} have {self.rows} rows, but the "
-                                f"latent batch has {batch}; set the batch size to {self.rows}, or give one row for all.")
+            raise SteeringError(
+                f"The maps, strengths or masks of {self.name or 'this steering'} have {self.rows} rows, but the "
+                f"latent batch has {batch}; set the batch size to {self.rows}, or give one row for all."
+            )
 
     def _now(self, base: Any, options: Mapping[str, Any], t: Tensor) -> Steering | None:
         found: list[float] = []
@@ -177,8 +223,10 @@ class LiveSteering:
 
     def _check_rows(self, batch: int, chunks: int) -> int:
         if batch % chunks:
-            raise SteeringError(f"The network was called with a batch of {batch} for {chunks} conditionings, but each must have as "
-                                "many rows; remove the node that splits the batch, or put it before HyperTransport.")
+            raise SteeringError(
+                f"The network was called with a batch of {batch} for {chunks} conditionings, but each must have as "
+                "many rows; remove the node that splits the batch, or put it before HyperTransport."
+            )
         self.check_batch(batch // chunks)
         return batch // chunks
 
@@ -202,8 +250,12 @@ class LiveSteering:
         corners = corners if len(corners) == chunks else ((0, 0),) * chunks
         key = (whole, part, corners, x.device, torch.is_inference_mode_enabled())
         if key not in self._masks:
-            fitted = interpolate(self.mask.to(x.device).reshape(-1, 1, *self.mask.shape[-2:]), size=whole, mode="area")[:, 0]
-            _keep(self._masks, key, torch.cat([fitted[:, y:y + part[0], left:left + part[1]] for y, left in corners]))
+            fitted = interpolate(self.mask.to(x.device).reshape(-1, 1, *self.mask.shape[-2:]), size=whole, mode="area")[
+                :, 0
+            ]
+            _keep(
+                self._masks, key, torch.cat([fitted[:, y : y + part[0], left : left + part[1]] for y, left in corners])
+            )
         return self._masks[key]
 
 
@@ -231,13 +283,15 @@ class Run:
         return [c.get("uuid") for c in conds] == [c.get("uuid") for c in negative]
 
     def negative_uuids(self) -> set[Any]:
-        """Of negatives only. The host gives an area's counterpart in the other list the same uuid, so those stay open."""
+        """Those of negatives alone: the host gives an area's counterpart in the other list the same uuid."""
         ids = {name: {c.get("uuid") for c in conds} for name, conds in self.conds.items()}
         return ids.pop("negative", set()).difference(*ids.values())
 
     def corner(self, uuid: Any) -> tuple[int, int]:
         """(top, left) of a cond's area in the latent; (0, 0) without one."""
-        area = next((c["area"] for conds in self.conds.values() for c in conds if c.get("uuid") == uuid and "area" in c), None)
+        area = next(
+            (c["area"] for conds in self.conds.values() for c in conds if c.get("uuid") == uuid and "area" in c), None
+        )
         if area is None:
             return 0, 0
         axes = len(area) // 2
@@ -254,8 +308,9 @@ def _note_run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
     return executor(noise, *args, **kwargs)
 
 
-def _note_negatives(executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, timestep: Tensor,
-                    model_options: dict[str, Any]) -> Any:
+def _note_negatives(
+    executor: Any, model: Any, conds: Sequence[Any], x_in: Tensor, timestep: Tensor, model_options: dict[str, Any]
+) -> Any:
     """CALC_COND_BATCH wrapper: which of the lists given to this call are negatives, by their place among them."""
     options = model_options.get("transformer_options", {})
     if RUN in options:

@@ -1,4 +1,5 @@
 """Load HyperTransport: a hypernetwork from `models/hypertransport`."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -18,15 +19,25 @@ class LoadHyperTransport(io.ComfyNode):
             node_id="HyperTransportLoad",
             display_name="Load HyperTransport",
             search_aliases=["hypernetwork", "steering", "activation steering", "transport", "concept"],
-            description="Loads a hypernetwork: it turns any concept, in words or shown by a picture, into maps that steer one base "
-                        "model. Files live in models/hypertransport; one for the Postcard model comes with this pack.",
+            description="Loads a hypernetwork: it turns any concept, in words or shown by a picture, into maps that "
+            "steer one base "
+            "model. Files live in models/hypertransport; one for the Postcard model comes with this pack.",
             inputs=[
-                io.Combo.Input("file", options=files_of_kind(HYPERNETWORK),
-                               tooltip="A hypernetwork in models/hypertransport. It fits the base model and the concept encoder that "
-                                       "it was trained with; both are named in the file and checked."),
+                io.Combo.Input(
+                    "file",
+                    options=files_of_kind(HYPERNETWORK),
+                    tooltip="A hypernetwork in models/hypertransport. It fits the base model and the concept encoder "
+                    "that "
+                    "it was trained with; both are named in the file and checked.",
+                ),
             ],
-            outputs=[HyperTransport.Output("weights", display_name="weights",
-                                           tooltip="The hypernetwork, for HyperTransport Steer or Predict Maps.")],
+            outputs=[
+                HyperTransport.Output(
+                    "weights",
+                    display_name="weights",
+                    tooltip="The hypernetwork, for HyperTransport Steer or Predict Maps.",
+                )
+            ],
         )
 
     @classmethod
@@ -37,7 +48,7 @@ class LoadHyperTransport(io.ComfyNode):
         except FileError as error:
             return str(error)
         if kind != HYPERNETWORK:
-            return f"{file} is a '{kind}' file, expected a '{HYPERNETWORK}' file: choose one, or use the node that loads this kind"
+            return f"{file} is a '{kind}' file, expected a '{HYPERNETWORK}' file: choose another"
         return True
 
     @classmethod

@@ -1,4 +1,5 @@
 """From a hypernetwork and a concept to maps, remembered: moving a strength slider predicts nothing anew."""
+
 from __future__ import annotations
 
 import weakref
@@ -20,7 +21,7 @@ _memory: weakref.WeakKeyDictionary[Hypernetwork, OrderedDict[Any, PredictedMaps]
 
 
 def predict(weights: HypernetworkFile, concept: ConceptEmbedding) -> PredictedMaps:
-    """The maps of a concept, one row for a vector (E,), N rows for (N, E), for every stretch of noise level the file knows.
+    """The maps of a concept, one row for a vector (E,), N rows for (N, E), for each noise level the file knows.
 
     The last concepts are remembered. Raises FileError when the concept comes from another encoder than the file names.
     """
@@ -42,8 +43,12 @@ def _predict(weights: HypernetworkFile, concept: ConceptEmbedding) -> PredictedM
     with torch.inference_mode(False), torch.no_grad():
         found = weights.hypernetwork.all_steps(vector.to(weights.hypernetwork.source_mean.device))
     backbone = weights.header.get("backbone", {})
-    info = {"concept": concept.source, "modality": concept.modality, "encoder": concept.encoder_id,
-            "backbone": backbone.get("family", "")}
+    info = {
+        "concept": concept.source,
+        "modality": concept.modality,
+        "encoder": concept.encoder_id,
+        "backbone": backbone.get("family", ""),
+    }
     steps = tuple(TransportMaps(one.sites, one.scale.cpu(), one.shift.cpu(), {**one.info, **info}) for one in found)
     return PredictedMaps(steps, backbone, weights.strength_range, concept.source)
 
@@ -51,4 +56,12 @@ def _predict(weights: HypernetworkFile, concept: ConceptEmbedding) -> PredictedM
 def _key(concept: ConceptEmbedding) -> tuple:
     parts = tuple((_key(part), float(weight)) for part, weight in concept.parts)
     vector = concept.vector.detach().cpu().contiguous()
-    return (tuple(vector.shape), vector.numpy().tobytes(), concept.encoder_id, concept.modality, concept.centred, concept.source, parts)
+    return (
+        tuple(vector.shape),
+        vector.numpy().tobytes(),
+        concept.encoder_id,
+        concept.modality,
+        concept.centred,
+        concept.source,
+        parts,
+    )

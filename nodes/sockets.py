@@ -1,4 +1,5 @@
 """The pack's own sockets, what they carry, and two helpers that let one node definition serve older and newer hosts."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,9 +14,9 @@ from ..hypertransport_core.transport import TransportMaps
 HyperTransport = io.Custom("HYPERTRANSPORT")
 """A loaded hypernetwork: hypertransport_core.weights_io.HypernetworkFile."""
 Encoder = io.Custom("CONCEPT_ENCODER")
-"""hypertransport_core.encoders.base.ConceptEncoder; an attribute `templates: tuple[str, ...]` may say how words are phrased."""
+"""hypertransport_core.encoders.base.ConceptEncoder; its `templates: tuple[str, ...]`, if any, say how words are put."""
 Concept = io.Custom("CONCEPT")
-"""hypertransport_core.encoders.base.ConceptEmbedding; vector (E,), or (N, E) with one concept per row of the latent batch."""
+"""hypertransport_core.encoders.base.ConceptEmbedding; vector (E,), or (N, E): one concept per row of the latents."""
 Maps = io.Custom("TRANSPORT_MAPS")
 """PredictedMaps."""
 Sheet = io.Custom("STRENGTH_SHEET")
@@ -29,7 +30,7 @@ InputT = TypeVar("InputT", bound=io.Input)
 class PredictedMaps:
     """What TRANSPORT_MAPS carries.
 
-    steps: one set of maps for all noise levels, or one per equal stretch of noise level, noisiest first; all of the same rows.
+    steps: one set of maps for all noise levels, or one per equal stretch of it, noisiest first; all of the same rows.
     backbone: {"family": ..., "fingerprint": {...}} as in a file's header["backbone"]; {} = unknown.
     strength_range: recommended (lowest, highest). name: for people, the concept's words.
     """
@@ -60,7 +61,7 @@ class PredictedMaps:
 
 
 def node_schema(*, search_aliases: Sequence[str] = (), **fields: Any) -> io.Schema:
-    """io.Schema with words under which people search for the node, where the host knows them; else they end the description."""
+    """io.Schema with words to search for the node by, where the host knows them; else they end the description."""
     if search_aliases:
         if any(f.name == "search_aliases" for f in dataclasses.fields(io.Schema)):
             fields["search_aliases"] = list(search_aliases)

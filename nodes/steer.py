@@ -1,4 +1,5 @@
-"""The nodes that steer: from weights and a concept at once, or by way of maps that can be kept, combined and inverted."""
+"""The nodes that steer: from weights and a concept at once, or by way of maps that can be kept and combined."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -30,42 +31,95 @@ _KIND_WORDS = {
 
 def strength_input() -> io.Input:
     """The strength slider."""
-    return io.Float.Input("strength", default=1.0, min=-2.0, max=2.0, step=0.05, round=0.001, display_mode=io.NumberDisplay.slider,
-                          tooltip="-2 to 2. 0 = off, exactly; 1 = the full concept; in between, a part of it. Below 0 leads away from "
-                                  "it and above 1 beyond it; both extrapolate and can break the picture.")
+    return io.Float.Input(
+        "strength",
+        default=1.0,
+        min=-2.0,
+        max=2.0,
+        step=0.05,
+        round=0.001,
+        display_mode=io.NumberDisplay.slider,
+        tooltip="-2 to 2. 0 = off, exactly; 1 = the full concept; in between, a part of it. Below 0 leads away from "
+        "it and above 1 beyond it; both extrapolate and can break the picture.",
+    )
 
 
 def steering_options() -> list[io.Input]:
     """When, where and how: the inputs that follow the strength on every steering node."""
     ends = [
-        io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                       tooltip="0 to 1: from where in the noise schedule the concept acts. 0 = from the first step. With a start at or "
-                               "after the end it never acts."),
-        io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                       tooltip="0 to 1: up to where in the noise schedule the concept acts. 1 = to the end, 0 = never. Ranges 0 to 0.5 and "
-                               "0.5 to 1 together are the whole."),
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.001,
+            tooltip="0 to 1: from where in the noise schedule the concept acts. 0 = from the first step. With a start "
+            "at or after the end it never acts.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            round=0.001,
+            tooltip="0 to 1: up to where in the noise schedule the concept acts. 1 = to the end, 0 = never. Ranges 0 "
+            "to 0.5 and 0.5 to 1 together are the whole.",
+        ),
     ]
     kinds = [_factor(kind, f"the {_KIND_WORDS[kind]}") for kind in SITE_KINDS]
-    depths = [_factor(depth, f"the {word} third of the sites, in the order in which the model runs them")
-              for depth, word in zip(DEPTHS, ("first", "second", "last"))]
+    depths = [
+        _factor(depth, f"the {word} third of the sites, in the order in which the model runs them")
+        for depth, word in zip(DEPTHS, ("first", "second", "last"))
+    ]
     return [
-        *ends, *kinds, *depths,
-        io.Mask.Input("mask", optional=True,
-                      tooltip="Where the concept acts: 1 = fully, 0 = not at all. Stretched over the picture; a batch of masks is one per "
-                              "picture. Sites without a picture grid, such as text tokens, are left alone under a mask."),
-        advanced(io.Combo.Input("scope", options=list(SCOPES), default="both", optional=True,
-                                tooltip="Which conditioning is steered. both: strength means the same at any CFG. positive: CFG "
-                                        "multiplies the effect. negative: away from the concept. At CFG 1 only the positive one runs.")),
-        advanced(io.Combo.Input("mode", options=list(MODES), default="live", optional=True,
-                                tooltip="live: in each step; a new strength takes effect at once. folded: in the weights, no cost per step, but "
-                                        "every change of strength patches them again; not with start, end, mask, scope or several rows, "
-                                        "and LoRAs belong before this node. auto: folded where possible, else live.")),
+        *ends,
+        *kinds,
+        *depths,
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Where the concept acts: 1 = fully, 0 = not at all. Stretched over the picture; a batch of masks "
+            "is one per picture. Sites without a picture grid, such as text tokens, are left alone under a mask.",
+        ),
+        advanced(
+            io.Combo.Input(
+                "scope",
+                options=list(SCOPES),
+                default="both",
+                optional=True,
+                tooltip="Which conditioning is steered. both: strength means the same at any CFG. positive: CFG "
+                "multiplies the effect. negative: away from the concept. At CFG 1 only the positive one runs.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "mode",
+                options=list(MODES),
+                default="live",
+                optional=True,
+                tooltip="live: in each step; a new strength takes effect at once. folded: in the weights, no cost per "
+                "step, but every change of strength patches them again; not with start, end, mask, scope or several "
+                "rows, and LoRAs belong before this node. auto: folded where possible, else live.",
+            )
+        ),
     ]
 
 
 def _factor(name: str, what: str) -> io.Input:
-    return advanced(io.Float.Input(name, default=1.0, min=0.0, max=2.0, step=0.05, round=0.001, optional=True,
-                                   tooltip=f"0 to 2, multiplies the strength on {what}. 0 = these are left alone."))
+    return advanced(
+        io.Float.Input(
+            name,
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            round=0.001,
+            optional=True,
+            tooltip=f"0 to 2, multiplies the strength on {what}. 0 = these are left alone.",
+        )
+    )
 
 
 def factors_of(maps: PredictedMaps, options: dict[str, Any]) -> dict[str, float]:
@@ -77,25 +131,36 @@ def factors_of(maps: PredictedMaps, options: dict[str, Any]) -> dict[str, float]
 
 def concept_input() -> io.Input:
     """The concept socket."""
-    return Concept.Input("concept", tooltip="What to steer to, from Concept Encoder or Mix Concepts, made with the encoder that the "
-                                            "weights name. Several rows = one concept per picture of the batch.")
+    return Concept.Input(
+        "concept",
+        tooltip="What to steer to, from Concept Encoder or Mix Concepts, made with the encoder that the weights name. "
+        "Several rows = one concept per picture of the batch.",
+    )
 
 
 def model_input() -> io.Input:
     """The model socket."""
-    return io.Model.Input("model", tooltip="The base model that the maps are for. It is not changed; several steering nodes in a row act "
-                                           "in their order.")
+    return io.Model.Input(
+        "model",
+        tooltip="The base model that the maps are for. It is not changed; several steering nodes in a row act in "
+        "their order.",
+    )
 
 
 def model_output() -> io.Output:
     """The steered model."""
-    return io.Model.Output("steered_model", display_name="model",
-                           tooltip="The steered model, for a sampler or the next steering node. At strength 0 it is the model as it came.")
+    return io.Model.Output(
+        "steered_model",
+        display_name="model",
+        tooltip="The steered model, for a sampler or the next steering node. At strength 0 it is the model as it came.",
+    )
 
 
 def weights_input() -> io.Input:
     """The hypernetwork socket."""
-    return HyperTransport.Input("weights", tooltip="The hypernetwork, from Load HyperTransport, trained for this base model.")
+    return HyperTransport.Input(
+        "weights", tooltip="The hypernetwork, from Load HyperTransport, trained for this base model."
+    )
 
 
 class HyperTransportSteer(io.ComfyNode):
@@ -104,16 +169,26 @@ class HyperTransportSteer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
-            node_id="HyperTransportSteer", display_name="HyperTransport Steer", search_aliases=ALIASES,
-            description="Steers what a model draws towards a concept, by any amount. The hypernetwork predicts, for this concept, how the "
-                        "model's inner activations have to move; nothing is trained. Moving the slider predicts nothing anew.",
+            node_id="HyperTransportSteer",
+            display_name="HyperTransport Steer",
+            search_aliases=ALIASES,
+            description="Steers what a model draws towards a concept, by any amount. The hypernetwork predicts, for "
+            "this concept, how the model's inner activations have to move; nothing is trained. Moving the slider "
+            "predicts nothing anew.",
             inputs=[model_input(), weights_input(), concept_input(), strength_input(), *steering_options()],
             outputs=[model_output()],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, weights: HypernetworkFile, concept: ConceptEmbedding, strength: float,
-                mask: torch.Tensor | None = None, **options: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: ModelPatcher,
+        weights: HypernetworkFile,
+        concept: ConceptEmbedding,
+        strength: float,
+        mask: torch.Tensor | None = None,
+        **options: Any,
+    ) -> io.NodeOutput:
         maps = predict(weights, concept)
         factors = factors_of(maps, options)
         return io.NodeOutput(steer_model(model, maps, strength, factors=factors, mask=mask, **options))
@@ -125,13 +200,20 @@ class HyperTransportPredictMaps(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
-            node_id="HyperTransportPredictMaps", display_name="Predict Maps", category="HyperTransport/maps",
+            node_id="HyperTransportPredictMaps",
+            display_name="Predict Maps",
+            category="HyperTransport/maps",
             search_aliases=["transport maps", "steering vectors", "hypernetwork"],
-            description="The maps that HyperTransport Steer would use for a concept, as a thing of their own: to combine, invert, save, "
-                        "inspect, export as a LoRA, or steer with.",
+            description="The maps that HyperTransport Steer would use for a concept, as a thing of their own: to "
+            "combine, invert, save, inspect, export as a LoRA, or steer with.",
             inputs=[weights_input(), concept_input()],
-            outputs=[Maps.Output("maps", display_name="maps",
-                                 tooltip="One affine map per site of the base model; several rows for several concepts.")],
+            outputs=[
+                Maps.Output(
+                    "maps",
+                    display_name="maps",
+                    tooltip="One affine map per site of the base model; several rows for several concepts.",
+                )
+            ],
         )
 
     @classmethod
@@ -145,18 +227,27 @@ class HyperTransportSteerWithMaps(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
-            node_id="HyperTransportSteerWithMaps", display_name="Steer With Maps", search_aliases=ALIASES,
-            description="Steers a model with maps from Predict Maps, Fit Maps, Load Maps, Combine Maps or Invert Maps. Otherwise the same "
-                        "as HyperTransport Steer.",
-            inputs=[model_input(),
-                    Maps.Input("maps", tooltip="Maps made for this base model. Several rows = one set of maps per picture of the batch."),
-                    strength_input(), *steering_options()],
+            node_id="HyperTransportSteerWithMaps",
+            display_name="Steer With Maps",
+            search_aliases=ALIASES,
+            description="Steers a model with maps from Predict Maps, Fit Maps, Load Maps, Combine Maps or Invert "
+            "Maps. Otherwise the same as HyperTransport Steer.",
+            inputs=[
+                model_input(),
+                Maps.Input(
+                    "maps",
+                    tooltip="Maps made for this base model. Several rows = one set of maps per picture of the batch.",
+                ),
+                strength_input(),
+                *steering_options(),
+            ],
             outputs=[model_output()],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, maps: PredictedMaps, strength: float, mask: torch.Tensor | None = None,
-                **options: Any) -> io.NodeOutput:
+    def execute(
+        cls, model: ModelPatcher, maps: PredictedMaps, strength: float, mask: torch.Tensor | None = None, **options: Any
+    ) -> io.NodeOutput:
         factors = factors_of(maps, options)
         return io.NodeOutput(steer_model(model, maps, strength, factors=factors, mask=mask, **options))
 

@@ -1,4 +1,5 @@
 """Live steering in the host, on every family: what it computes, for which conds, when, and that nothing of it stays."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -49,8 +50,10 @@ def with_wrapper(model: Any, wrapper: Any) -> Any:
 
 def test_sampling_itself_is_deterministic_and_reaches_every_site(tiny):
     called = set()
-    handles = [tiny.network.get_submodule(site.path).register_forward_hook(lambda *_args, path=site.path: called.add(path))
-               for site in tiny.sites("everything")]
+    handles = [
+        tiny.network.get_submodule(site.path).register_forward_hook(lambda *_args, path=site.path: called.add(path))
+        for site in tiny.sites("everything")
+    ]
     base = tiny.sample()
     for handle in handles:
         handle.remove()
@@ -85,8 +88,13 @@ def test_chains_are_composition_in_the_order_of_the_wires(tiny):
     steered = steer(tiny.model, first)
     alone = tiny.sample(steered)
     chained = tiny.sample(steer(steered, second, 0.5))
-    right, wrong = (type(first)((m,)) for m in (first.steps[0].then(second.steps[0].interpolate(0.5)),
-                                                second.steps[0].interpolate(0.5).then(first.steps[0])))
+    right, wrong = (
+        type(first)((m,))
+        for m in (
+            first.steps[0].then(second.steps[0].interpolate(0.5)),
+            second.steps[0].interpolate(0.5).then(first.steps[0]),
+        )
+    )
     errors = [off(chained, tiny.sample(steer(tiny.model, maps))) for maps in (right, wrong)]
     assert errors[0] < 1e-4 and errors[0] < 0.02 * errors[1]
     assert torch.equal(tiny.sample(steered), alone)
@@ -135,9 +143,18 @@ def test_weight_patches_and_steering_do_not_disturb_one_another(tiny):
     maps, base = tiny.maps(), tiny.sample()
     steered = steer(tiny.model, maps)
     picture = tiny.sample(steered)
-    key = next(f"diffusion_model.{name}" for site in tiny.sites("mlp") for name, p in tiny.network.named_parameters()
-               if name.startswith(site.path) and p.ndim == 2)
-    patch = {key: ("diff", (0.1 * torch.randn(tiny.model.model.state_dict()[key].shape, generator=torch.Generator().manual_seed(0)),))}
+    key = next(
+        f"diffusion_model.{name}"
+        for site in tiny.sites("mlp")
+        for name, p in tiny.network.named_parameters()
+        if name.startswith(site.path) and p.ndim == 2
+    )
+    patch = {
+        key: (
+            "diff",
+            (0.1 * torch.randn(tiny.model.model.state_dict()[key].shape, generator=torch.Generator().manual_seed(0)),),
+        )
+    }
     after, before = steered.clone(), tiny.model.clone()
     after.add_patches(patch)
     before.add_patches(patch)
@@ -173,13 +190,16 @@ def test_rows_of_maps_are_the_single_runs(tiny):
     together = tiny.sample(steer(tiny.model, maps, strengths), batch=2)
     for row in range(2):
         alone = steer(tiny.model, maps.change(lambda one: one.row(row)), float(strengths[row]))
-        assert off(tiny.sample(alone, noise=noise[row:row + 1]), together[row:row + 1]) < 1e-4
+        assert off(tiny.sample(alone, noise=noise[row : row + 1]), together[row : row + 1]) < 1e-4
 
 
 def test_a_batch_of_another_size_is_refused_before_any_work(tiny):
+    from comfy.patcher_extension import WrappersMP
+
     steering = pack_module("hypertransport_core.steering")
     calls = []
-    model = with_wrapper(steer(tiny.model, tiny.maps(rows=2)), lambda executor, *args, **kwargs: calls.append(1))
+    model = steer(tiny.model, tiny.maps(rows=2))
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "test", lambda executor, *args, **kwargs: calls.append(1))
     with pytest.raises(steering.SteeringError, match="2 rows, but the latent batch has 3; set the batch size to 2"):
         tiny.sample(model, batch=3)
     assert calls == []
@@ -189,10 +209,14 @@ def test_a_constant_mask_is_a_factor_and_a_full_one_is_none(tiny):
     kinds = ("self_attention", "cross_attention", "mlp")
     maps = tiny.maps(kinds=kinds)
     # Flux and SD3 have text tokens among their sites, which no mask reaches
-    maps = maps.change(lambda one: one.onto([s for s in one.sites if not s.is_text_stream and "single_blocks" not in s.path]))
+    maps = maps.change(
+        lambda one: one.onto([s for s in one.sites if not s.is_text_stream and "single_blocks" not in s.path])
+    )
     quarter = tiny.sample(steer(tiny.model, maps, mask=torch.full((1, 32, 32), 0.25)))
     assert off(quarter, tiny.sample(steer(tiny.model, maps, 0.25))) < 1e-4
-    assert torch.equal(tiny.sample(steer(tiny.model, maps, mask=torch.ones(1, 8, 8))), tiny.sample(steer(tiny.model, maps)))
+    assert torch.equal(
+        tiny.sample(steer(tiny.model, maps, mask=torch.ones(1, 8, 8))), tiny.sample(steer(tiny.model, maps))
+    )
     assert steer(tiny.model, maps, mask=torch.zeros(8, 8)) is tiny.model
 
 

@@ -1,4 +1,5 @@
 """Live steering beside everything else the host does to a model, each with the relation that must hold."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -42,9 +43,12 @@ def identically(tiny: Any, model: Any) -> Any:
 
 
 def check_scopes(tiny: Any, model: Any, **run: Any) -> None:
-    """After one step, u + cfg (c - u): steering the positives adds cfg (c1 - c0), the negatives give what is then missing."""
+    """After one step, u + cfg (c - u): steering the positives adds cfg (c1 - c0), the negatives what is missing."""
     maps = tiny.maps()
-    pictures = {scope: tiny.sample(steer(model, maps, scope=scope), cfg=CFG, **ONE_STEP, **run) for scope in ("both", "positive", "negative")}
+    pictures = {
+        scope: tiny.sample(steer(model, maps, scope=scope), cfg=CFG, **ONE_STEP, **run)
+        for scope in ("both", "positive", "negative")
+    }
     base = tiny.sample(model, cfg=CFG, **ONE_STEP, **run)
     c0, c1 = tiny.sample(model, cfg=1.0, **ONE_STEP, **run), tiny.sample(steer(model, maps), cfg=1.0, **ONE_STEP, **run)
     assert off(c1, c0) > 1e-2
@@ -63,7 +67,7 @@ def area(tiny: Any, seed: int, left: bool, **values: Any) -> list:
 
 
 def test_area_conditioning(either):
-    """The host gives the negatives a counterpart of each area under the positive's uuid, so uuids alone would be wrong."""
+    """The host gives the negatives a counterpart of each area under the positive's uuid, so uuids alone are wrong."""
     check_scopes(either, either.model, positive=either.cond(11) + area(either, 13, left=True))
 
 
@@ -93,7 +97,9 @@ def test_controlnet_residuals(unet):
         def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
             channels = {"middle": [64], "output": [32, 32, 32, 64]}
             generator = torch.Generator().manual_seed(7)
-            return {kind: [torch.randn(1, c, 1, 1, generator=generator) for c in sizes] for kind, sizes in channels.items()}
+            return {
+                kind: [torch.randn(1, c, 1, 1, generator=generator) for c in sizes] for kind, sizes in channels.items()
+            }
 
         def copy(self):
             return Residuals()
@@ -122,10 +128,13 @@ def test_dual_cfg_counts_its_middle_as_positive(unet):
         def set_up(guider):
             guider.set_conds(conds["positive"], conds["middle"], conds["negative"])
             guider.set_cfg(CFG, 2.0, nested=nested)
+
         return unet.guide(guided(Guider_DualCFG, model, set_up), steps=1)
 
-    plain, full = ({name: unet.sample(model, cfg=1.0, positive=cond, **ONE_STEP) for name, cond in conds.items()}
-                   for model in (unet.model, steer(unet.model, maps)))
+    plain, full = (
+        {name: unet.sample(model, cfg=1.0, positive=cond, **ONE_STEP) for name, cond in conds.items()}
+        for model in (unet.model, steer(unet.model, maps))
+    )
     for scope, (some, negative) in {"both": (full, full), "positive": (full, plain), "negative": (plain, full)}.items():
         p, m, n = some["positive"], some["middle"], negative["negative"]
         steered = steer(unet.model, maps, scope=scope)
@@ -143,8 +152,10 @@ def test_perp_neg_counts_its_empty_prompt_as_positive(unet):
         guider.set_conds(conds["positive"], conds["negative"], conds["empty"])
         guider.set_cfg(CFG, 1.5)
 
-    plain, full = ({name: unet.sample(model, cfg=1.0, positive=cond, **ONE_STEP) for name, cond in conds.items()}
-                   for model in (unet.model, steer(unet.model, maps)))
+    plain, full = (
+        {name: unet.sample(model, cfg=1.0, positive=cond, **ONE_STEP) for name, cond in conds.items()}
+        for model in (unet.model, steer(unet.model, maps))
+    )
     for scope, (some, negative) in {"both": (full, full), "positive": (full, plain), "negative": (plain, full)}.items():
         expected = perp_neg(None, some["positive"], negative["negative"], some["empty"], 1.5, CFG)
         got = unet.guide(guided(Guider_PerpNeg, steer(unet.model, maps, scope=scope), set_up), steps=1)
@@ -156,7 +167,9 @@ def test_a_call_of_the_negatives_alone_is_known_as_negative(unet):
     import comfy.samplers
 
     def ask_again(args):
-        (again,) = comfy.samplers.calc_cond_batch(args["model"], [args["uncond"]], args["input"], args["sigma"], args["model_options"])
+        (again,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["uncond"]], args["input"], args["sigma"], args["model_options"]
+        )
         return again
 
     only = unet.model.clone()
@@ -165,6 +178,26 @@ def test_a_call_of_the_negatives_alone_is_known_as_negative(unet):
     u0, u1 = (unet.sample(model, cfg=1.0, positive=unet.cond(12)) for model in (unet.model, steer(unet.model, maps)))
     assert off(unet.sample(steer(only, maps, scope="negative")), u1) < 1e-4
     assert off(unet.sample(steer(only, maps, scope="positive")), u0) < 1e-4
+
+
+def test_context_windows():
+    """The host then hands out copies of the lists of conds, once per window of frames."""
+    import comfy.context_windows as windows
+    from tiny_hosts import tiny_host
+
+    wan = tiny_host("wan")
+    windowed = wan.model.clone()
+    windowed.model_options["context_handler"] = windows.IndexListContextHandler(
+        context_schedule=windows.get_matching_context_schedule("standard_static"),
+        fuse_method=windows.get_matching_fuse_method("flat"),
+        context_length=2,
+        context_overlap=1,
+        context_stride=1,
+        closed_loop=False,
+        dim=2,
+    )
+    assert off(wan.sample(windowed), wan.sample()) > 1e-3
+    check_scopes(wan, windowed)
 
 
 def test_calls_outside_of_sampling(unet):
@@ -178,7 +211,9 @@ def test_calls_outside_of_sampling(unet):
 
     def call(**options):
         with torch.inference_mode():
-            return base.apply_model(x, sigma, c_crossattn=context, transformer_options={"wrappers": steered.wrappers, **options})
+            return base.apply_model(
+                x, sigma, c_crossattn=context, transformer_options={"wrappers": steered.wrappers, **options}
+            )
 
     plain = base.apply_model(x, sigma, c_crossattn=context)
     both = call(cond_or_uncond=[1, 0])
@@ -266,7 +301,7 @@ def test_other_samplers(unet, sampler):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_weights_in_few_bits_with_manual_cast(dtype):
-    """Computed in fp32 from 16 or 8 bit weights: the same as from fp32 weights of these values. And they stay what they are."""
+    """Computed in fp32 from 16 or 8 bit weights: the same as from fp32 weights of these values; and they stay so."""
     from tiny_hosts import TinyHost, build
 
     few = TinyHost("sd15", build("sd15", getattr(torch, dtype), torch.float32))
@@ -312,8 +347,12 @@ def test_partly_loaded_models(unet, monkeypatch):
 def test_steered_models_alternate_unload_and_return(unet):
     import comfy.model_management
 
-    models = [unet.model, steer(unet.model, unet.maps()), steer(unet.model, unet.maps(seed=2), mode="folded"),
-              steer(unet.model, unet.maps(seed=3), 0.5, scope="positive")]
+    models = [
+        unet.model,
+        steer(unet.model, unet.maps()),
+        steer(unet.model, unet.maps(seed=2), mode="folded"),
+        steer(unet.model, unet.maps(seed=3), 0.5, scope="positive"),
+    ]
     pictures = [unet.sample(model) for model in models]
     for order in ((3, 1, 0, 2), (2, 0, 1, 3)):
         for index in order:
@@ -323,8 +362,16 @@ def test_steered_models_alternate_unload_and_return(unet):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "key"), [("pixart", ""), ("pixart", ".blocks.0"), ("flux", ""), ("flux", ".double_blocks.0"),
-                                          ("sd15", ".input_blocks.1.1.transformer_blocks.0")])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("pixart", ""),
+        ("pixart", ".blocks.0"),
+        ("flux", ""),
+        ("flux", ".double_blocks.0"),
+        ("sd15", ".input_blocks.1.1.transformer_blocks.0"),
+    ],
+)
 def test_compiled_models(name, key):
     """Traced unsteered first: forward hooks would be ignored from then on, without a word."""
     import torch._dynamo
@@ -334,8 +381,16 @@ def test_compiled_models(name, key):
     torch._dynamo.reset()
     tiny = TinyHost(name, build(name))
     a, b, run = tiny.maps(seed=1), tiny.maps(seed=2), {"steps": 2, "cfg": 1.0}
-    makers = [lambda m: m, lambda m: steer(m, a), lambda m: m, lambda m: steer(m, b, 0.5), lambda m: steer(steer(m, a), b),
-              lambda m: steer(m, a, end_percent=0.5), lambda m: steer(m, a, mask=torch.eye(16)), lambda m: m]
+    makers = [
+        lambda m: m,
+        lambda m: steer(m, a),
+        lambda m: m,
+        lambda m: steer(m, b, 0.5),
+        lambda m: steer(steer(m, a), b),
+        lambda m: steer(m, a, end_percent=0.5),
+        lambda m: steer(m, a, mask=torch.eye(16)),
+        lambda m: m,
+    ]
     expected = [tiny.sample(make(tiny.model), **run) for make in makers]
     compiled = tiny.model.clone()
     set_torch_compile_wrapper(compiled, backend="eager", keys=["diffusion_model" + key])

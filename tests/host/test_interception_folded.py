@@ -1,4 +1,5 @@
-"""Maps folded into the host's weight patches: the same as live, composed with what else patches weights; and when they cannot be."""
+"""Maps folded into the host's weight patches: as live, beside what else patches weights; and when they cannot be."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -59,7 +60,9 @@ def test_folding_leaves_the_model_alone_and_works_per_step_for_nothing(tiny):
 
 def test_factors_fold_too(unet):
     maps, factors = foldable(unet), {"mlp": 0.5, "norm": 0.0, "middle_block.1.transformer_blocks.0.ff": 2.0}
-    live, folded = (unet.sample(steer(unet.model, maps, 0.7, factors=factors, mode=mode), steps=1) for mode in ("live", "folded"))
+    live, folded = (
+        unet.sample(steer(unet.model, maps, 0.7, factors=factors, mode=mode), steps=1) for mode in ("live", "folded")
+    )
     assert off(folded, live) < 1e-5 and off(live, unet.sample(steer(unet.model, maps, 0.7), steps=1)) > 1e-3
 
 
@@ -101,7 +104,9 @@ def test_loras(unet):
     assert off(unet.sample(patched, **run), unet.sample(**run)) > 1e-3
     assert off(unet.sample(steer(patched, maps, mode="folded"), **run), live) < 1e-5
     assert torch.equal(unet.sample(lora(unet, steer(unet.model, maps)), **run), live), "live, the order does not matter"
-    assert off(unet.sample(lora(unet, steer(unet.model, maps, mode="folded")), **run), live) < 0.1, "folded, it is not steered itself"
+    assert off(unet.sample(lora(unet, steer(unet.model, maps, mode="folded")), **run), live) < 0.1, (
+        "folded, it is not steered itself"
+    )
 
 
 def test_patches_keep_half_precision_and_small_changes_of_it():

@@ -1,4 +1,5 @@
 """Load HyperTransport, HyperTransport Steer, Predict Maps, Steer With Maps: as the host calls them."""
+
 from __future__ import annotations
 
 import time
@@ -35,8 +36,14 @@ def make_weights(tiny: Any, path: Path, steps: int = 1, site_set: str = "all") -
     with torch.no_grad():
         for p in network.parameters():
             p.copy_(0.1 * torch.randn(p.shape, generator=generator))
-    io.save_hypernetwork(path, network, family=tiny.name, fingerprint=files.network_fingerprint(tiny.network, sites), encoder_id=ENCODER,
-                         strength_range=(0.0, 1.5))
+    io.save_hypernetwork(
+        path,
+        network,
+        family=tiny.name,
+        fingerprint=files.network_fingerprint(tiny.network, sites),
+        encoder_id=ENCODER,
+        strength_range=(0.0, 1.5),
+    )
     return io.load_hypernetwork(path)
 
 
@@ -52,7 +59,14 @@ def node(name: str) -> Any:
 
 def steer(unet: Any, weights: Any, concept: Any, strength: float = 1.0, **options: Any) -> Any:
     defaults = {"start_percent": 0.0, "end_percent": 1.0}
-    return run_node(node("HyperTransportSteer"), model=unet.model, weights=weights, concept=concept, strength=strength, **{**defaults, **options})[0]
+    return run_node(
+        node("HyperTransportSteer"),
+        model=unet.model,
+        weights=weights,
+        concept=concept,
+        strength=strength,
+        **{**defaults, **options},
+    )[0]
 
 
 def off(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -63,8 +77,15 @@ def off(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_steer_is_predict_and_steer_with_maps(unet, weights):
-    maps, = run_node(node("HyperTransportPredictMaps"), weights=weights, concept=concept(1))
-    with_maps, = run_node(node("HyperTransportSteerWithMaps"), model=unet.model, maps=maps, strength=0.7, start_percent=0.0, end_percent=1.0)
+    (maps,) = run_node(node("HyperTransportPredictMaps"), weights=weights, concept=concept(1))
+    (with_maps,) = run_node(
+        node("HyperTransportSteerWithMaps"),
+        model=unet.model,
+        maps=maps,
+        strength=0.7,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
     picture = unet.sample(steer(unet, weights, concept(1), 0.7))
     assert torch.equal(picture, unet.sample(with_maps)) and off(picture, unet.sample()) > 1e-3
     assert len(maps.steps) == weights.hypernetwork.steps and maps.strength_range == (0.0, 1.5) and maps.name == "teal"
@@ -79,9 +100,14 @@ def test_predicted_maps_are_the_hypernetworks(unet, weights):
 
 
 def test_off_is_the_model_as_it_came(unet, weights):
-    for options in ({"strength": 0.0}, {"start_percent": 0.6, "end_percent": 0.6}, {"start_percent": 0.8, "end_percent": 0.2},
-                    {"mask": torch.zeros(1, 64, 64)}, {"early": 0.0, "middle": 0.0, "late": 0.0},
-                    dict.fromkeys(("self_attention", "cross_attention", "mlp", "norm", "convolution"), 0.0)):
+    for options in (
+        {"strength": 0.0},
+        {"start_percent": 0.6, "end_percent": 0.6},
+        {"start_percent": 0.8, "end_percent": 0.2},
+        {"mask": torch.zeros(1, 64, 64)},
+        {"early": 0.0, "middle": 0.0, "late": 0.0},
+        dict.fromkeys(("self_attention", "cross_attention", "mlp", "norm", "convolution"), 0.0),
+    ):
         assert steer(unet, weights, concept(1), **options) is unet.model
 
 
@@ -95,7 +121,10 @@ def test_several_concepts_are_one_per_picture(unet, weights):
     noise = unet.noise(2)
     together = unet.sample(steer(unet, weights, concept(1, 2)), batch=2)
     for row, seed in enumerate((1, 2)):
-        assert off(together[row:row + 1], unet.sample(steer(unet, weights, concept(seed)), noise=noise[row:row + 1])) < 1e-4
+        assert (
+            off(together[row : row + 1], unet.sample(steer(unet, weights, concept(seed)), noise=noise[row : row + 1]))
+            < 1e-4
+        )
 
 
 def test_factors_leave_sites_alone_and_split_the_depth(unet, weights):
@@ -103,10 +132,14 @@ def test_factors_leave_sites_alone_and_split_the_depth(unet, weights):
     sites, steer_model = maps.steps[0].sites, pack_module("nodes.interception").steer_model
     only_mlp = maps.change(lambda one: one.onto([s for s in sites if s.kind == "mlp"]))
     others = {"self_attention": 0.0, "cross_attention": 0.0, "norm": 0.0}
-    assert torch.equal(unet.sample(steer(unet, weights, concept(1), **others)), unet.sample(steer_model(unet.model, only_mlp)))
+    assert torch.equal(
+        unet.sample(steer(unet, weights, concept(1), **others)), unet.sample(steer_model(unet.model, only_mlp))
+    )
     third = len(sites) // 3
     early = maps.change(lambda one: one.onto(sites[:third]))
-    assert torch.equal(unet.sample(steer(unet, weights, concept(1), middle=0.0, late=0.0)), unet.sample(steer_model(unet.model, early)))
+    assert torch.equal(
+        unet.sample(steer(unet, weights, concept(1), middle=0.0, late=0.0)), unet.sample(steer_model(unet.model, early))
+    )
     half = unet.sample(steer(unet, weights, concept(1), 0.8, **dict.fromkeys(("early", "middle", "late"), 0.5)))
     assert off(half, unet.sample(steer(unet, weights, concept(1), 0.4))) < 1e-4
 
@@ -136,7 +169,11 @@ def test_memory_of_maps_is_bounded_and_dies_with_the_weights(unet, weights):
     count = len(prediction._memory)
     assert network in prediction._memory
     del network
-    fresh = type(weights)(pack_module("hypertransport_core.hypernetworks").build_hypernetwork(weights.hypernetwork.config()), {}, weights.header)
+    fresh = type(weights)(
+        pack_module("hypertransport_core.hypernetworks").build_hypernetwork(weights.hypernetwork.config()),
+        {},
+        weights.header,
+    )
     prediction.predict(fresh, concept(1))
     assert len(prediction._memory) == count + 1
     del fresh
@@ -168,7 +205,9 @@ def test_weights_of_another_family_are_refused_before_sampling(weights):
     from tiny_hosts import tiny_host
 
     other = tiny_host("pixart")
-    with pytest.raises(ValueError, match="made for sd15 .* connected model is PixArtMS.* no such site .* connect a sd15 model") as refusal:
+    with pytest.raises(
+        ValueError, match="made for sd15 .* connected model is PixArtMS.* no such site .* connect a sd15 model"
+    ) as refusal:
         steer(other, weights, concept(1))
     assert one_sentence(str(refusal.value))
 
@@ -205,21 +244,37 @@ def test_patched_steered_and_compiled_models_are_accepted(unet, weights):
     keys = [k for k, v in state.items() if k.endswith("weight") and v.ndim == 2]
     patched.add_patches({k: ("diff", (0.3 * state[k].std() * torch.randn(state[k].shape),)) for k in keys})
     set_torch_compile_wrapper(patched, backend="eager")
-    again = pack_module("nodes.interception").steer_model(patched, pack_module("nodes.prediction").predict(weights, concept(1)))
-    assert pack_module("nodes.interception").steer_model(again, pack_module("nodes.prediction").predict(weights, concept(2))) is not again
+    again = pack_module("nodes.interception").steer_model(
+        patched, pack_module("nodes.prediction").predict(weights, concept(1))
+    )
+    assert (
+        pack_module("nodes.interception").steer_model(
+            again, pack_module("nodes.prediction").predict(weights, concept(2))
+        )
+        is not again
+    )
 
 
 def test_a_concept_of_another_encoder_is_refused(unet, weights):
-    with pytest.raises(ValueError, match="reads concepts of the encoder 'test-encoder', the connected encoder is 'other'") as refusal:
+    with pytest.raises(
+        ValueError, match="reads concepts of the encoder 'test-encoder', the connected encoder is 'other'"
+    ) as refusal:
         steer(unet, weights, concept(1, encoder="other"))
     assert one_sentence(str(refusal.value))
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"strength": float("nan")}, "strength is nan"), ({"start_percent": -0.1}, "start is at -0.1"), ({"end_percent": 1.2}, "end is at 1.2"),
-    ({"scope": "some"}, "scope is 'some'"), ({"mode": "slow"}, "mode is 'slow'"), ({"mlp": float("inf")}, "'mlp' is inf"),
-    ({"mask": torch.full((1, 8, 8), 2.0)}, "values from 2 to 2"),
-])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strength": float("nan")}, "strength is nan"),
+        ({"start_percent": -0.1}, "start is at -0.1"),
+        ({"end_percent": 1.2}, "end is at 1.2"),
+        ({"scope": "some"}, "scope is 'some'"),
+        ({"mode": "slow"}, "mode is 'slow'"),
+        ({"mlp": float("inf")}, "'mlp' is inf"),
+        ({"mask": torch.full((1, 8, 8), 2.0)}, "values from 2 to 2"),
+    ],
+)
 def test_values_out_of_range_are_refused_in_one_sentence(unet, weights, options, words):
     with pytest.raises(ValueError, match=words) as refusal:
         steer(unet, weights, concept(1), **options)
@@ -247,10 +302,17 @@ def test_load_lists_hypernetworks_only(folder, unet):
     (folder / "broken.safetensors").write_bytes(b"no")
     load = node("HyperTransportLoad")
     assert load.INPUT_TYPES()["required"]["file"][1]["options"] == ["a.safetensors"]
-    loaded, = run_node(load, file="a.safetensors")
-    assert repr(loaded) == "HypernetworkFile('a.safetensors', for sd15, 66 sites)" and loaded.hypernetwork.embedding_dim == WIDTH
+    (loaded,) = run_node(load, file="a.safetensors")
+    assert (
+        repr(loaded) == "HypernetworkFile('a.safetensors', for sd15, 66 sites)"
+        and loaded.hypernetwork.embedding_dim == WIDTH
+    )
     assert load.validate_inputs(file="a.safetensors") is True
-    for name, words in (("maps", "is a 'transport_maps' file"), ("broken", "broken.safetensors"), ("gone", "is not in models/hypertransport")):
+    for name, words in (
+        ("maps", "is a 'transport_maps' file"),
+        ("broken", "broken.safetensors"),
+        ("gone", "is not in models/hypertransport"),
+    ):
         message = load.validate_inputs(file=f"{name}.safetensors")
         assert isinstance(message, str) and words in message and one_sentence(message.replace(str(folder), ""))
 
@@ -272,7 +334,12 @@ def test_a_changed_file_is_loaded_anew_and_an_unchanged_one_not(folder, unet):
 
 
 def test_every_input_and_output_is_described():
-    for name in ("HyperTransportLoad", "HyperTransportSteer", "HyperTransportPredictMaps", "HyperTransportSteerWithMaps"):
+    for name in (
+        "HyperTransportLoad",
+        "HyperTransportSteer",
+        "HyperTransportPredictMaps",
+        "HyperTransportSteerWithMaps",
+    ):
         schema = node(name).GET_SCHEMA()
         assert schema.description and schema.display_name
         for entry in (*schema.inputs, *schema.outputs):
@@ -285,5 +352,5 @@ def test_what_sockets_carry_prints_short(unet, weights):
     maps = pack_module("nodes.prediction").predict(weights, concept(1))
     steered = steer(unet, weights, concept(1), mask=torch.eye(4))
     interception = pack_module("nodes.interception")
-    live, = steered.get_wrappers(interception.WrappersMP.APPLY_MODEL, interception.KEY)
+    (live,) = steered.get_wrappers(interception.WrappersMP.APPLY_MODEL, interception.KEY)
     assert all(len(repr(thing)) < 400 for thing in (weights, maps, live)) and "teal" in repr(maps)

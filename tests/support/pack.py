@@ -3,9 +3,10 @@
     from pack import load_pack
     steer = load_pack().nodes.steer
 
-Its core is `hypertransport_pack.hypertransport_core`, another module object than the `hypertransport_core` of the core tests:
-host tests take classes from here, or `isinstance` fails.
+Its core is `hypertransport_pack.hypertransport_core`, another module object than the `hypertransport_core` of the
+core tests: host tests take classes from here, or `isinstance` fails.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -22,7 +23,7 @@ ROOT = comfy_boot.PACK
 
 
 def load_pack() -> ModuleType:
-    """The package module, loaded once; `.nodes` and `.hypertransport_core` are reachable as attributes. Boots comfy if needed."""
+    """The package module, loaded once, with `.nodes` and `.hypertransport_core`. Boots comfy if needed."""
     if NAME in sys.modules:
         return sys.modules[NAME]
     missing = comfy_boot.boot()

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import concepts, encoders, fit, inspect, load, lora, maps, postcard, sampling, sheets, sockets, steer
+from . import concepts, encoders, fit, inspect, load, lora, maps, postcard, reference, sampling, sheets, sockets, steer
 from .folders import MODEL_FOLDER, WEIGHTS, register_model_folder
 
 __all__ = ["MODEL_FOLDER", "NODES", "WEIGHTS", "HyperTransportExtension", "register_model_folder", "sockets"]
@@ -12,6 +12,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *load.NODES,
     *steer.NODES,
     *postcard.NODES,
+    *reference.NODES,
     *encoders.NODES,
     *concepts.NODES,
     *sampling.NODES,

@@ -119,7 +119,7 @@ class Stretch:
         self.start, self.end, self.steering = start, end, steering
 
     def active(self, sigma: Callable[[], float], model_sampling: Any) -> bool:
-        """Whether a network call at this noise acts. Ask late: a schedule node put after this one moves the percents."""
+        """Whether a network call at this noise acts. Ask late: a schedule node after this one moves the percents."""
         return not (
             self.start > 0.0
             and sigma() > float(model_sampling.percent_to_sigma(self.start))

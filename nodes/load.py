@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 
 from ..hypertransport_core.files import FileError, read_header
@@ -60,7 +61,8 @@ class LoadHyperTransport(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(load_hypernetwork(find_file(file)))
+        with torch.inference_mode(False):  # the server's own mode makes tensors that nothing can be trained through
+            return io.NodeOutput(load_hypernetwork(find_file(file)))
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (LoadHyperTransport,)

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="look for duplicates, test concepts that training names, bad grammar and more; problems go to stderr, and the exit "
-        "code is 1 if there are any. Of the shipped lists, both styles of prompts are checked",
+        help="look for duplicates, test concepts that training names, bad grammar and more; problems go to stderr, and the "
+        "exit code is 1 if there are any. Of the shipped lists, both styles of prompts are checked",
     )
     parser.add_argument("--json", metavar="FILE", help="with --check: write the numbers to FILE, - for the screen")
     parser.add_argument("--list", action="store_true", help="print every concept with its category and its part")
@@ -68,7 +68,11 @@ def _read(name: str) -> tuple[Concept, ...]:
 
 
 def _print_list(split: ConceptSplit) -> None:
-    parts = {c.name: "test" if part is split.heldout else "train" for part in (split.train, split.validation, split.heldout) for c in part}
+    parts = {
+        c.name: "test" if part is split.heldout else "train"
+        for part in (split.train, split.validation, split.heldout)
+        for c in part
+    }
     width = max(map(len, parts))
     for concept in sorted(split.everything, key=lambda c: (c.category, c.name)):
         print(f"{concept.name:{width}}  {parts[concept.name]:5}  {concept.category}")
@@ -128,7 +132,9 @@ def _check(name: str, concepts: tuple[Concept, ...], split: ConceptSplit, target
         try:
             Path(target).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
         except OSError as error:
-            raise CommandError(f"{target} cannot be written ({error.strerror}), expected a file for the numbers: choose another.") from error
+            raise CommandError(
+                f"{target} cannot be written ({error.strerror}), expected a file for the numbers: choose another."
+            ) from error
     else:
         print(", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in numbers.items()))
     return 1 if found else 0

@@ -33,7 +33,11 @@ BUILTIN: dict[str, str] = {"styles-777": "matched", "styles-777-free": "free"}
 FOLDER = Path(__file__).resolve().parent / "styles777"
 SEPARATOR = "|"
 _COLORS = frozenset("red yellow white gray blue green black orange pink purple golden colorful".split())
-_POOLS = {"Environmental Settings": ("free_anywhere", "free_timeless"), "Historical Periods": ("free_timeless",), "Fantasy Genres": ("free_timeless",)}
+_POOLS = {
+    "Environmental Settings": ("free_anywhere", "free_timeless"),
+    "Historical Periods": ("free_timeless",),
+    "Fantasy Genres": ("free_timeless",),
+}
 
 
 @lru_cache(maxsize=1)
@@ -43,26 +47,32 @@ def concept_words() -> tuple[ConceptWords, ...]:
 
 
 def generic_scenes(count: int | None = None) -> tuple[str, ...]:
-    """The generic class: plain scenes without any concept; the first `count`. Raises ConceptError when there are fewer."""
+    """The generic class: plain scenes without any concept, the first `count`. Raises ConceptError if there are fewer."""
     return _first(_lines("generic_scenes"), count, "generic scenes")
 
 
 def builtin_concepts(name: str = "styles-777", count: int = PROMPTS_PER_CLASS) -> tuple[Concept, ...]:
     """The shipped concepts with `count` prompts each.
 
-    In "styles-777" prompt i is generic scene i in the concept; in "styles-777-free" every concept has scenes of its own.
+    In "styles-777" prompt i is generic scene i in the concept; in "styles-777-free" every concept has scenes of its
+    own.
     Raises ConceptError.
     """
     if name not in BUILTIN:
-        raise ConceptError(f"The concept set is '{name}', expected one of {', '.join(BUILTIN)}: choose one or give a file.")
+        raise ConceptError(
+            f"The concept set is '{name}', expected one of {', '.join(BUILTIN)}: choose one or give a file."
+        )
     return tuple(
-        Concept(words.name, words.category, prompts(words, BUILTIN[name], count), words.aliases) for words in concept_words()
+        Concept(words.name, words.category, prompts(words, BUILTIN[name], count), words.aliases)
+        for words in concept_words()
     )
 
 
 def prompts(words: ConceptWords, style: str = "matched", count: int = PROMPTS_PER_CLASS) -> tuple[str, ...]:
     """`count` different prompts of one concept. Raises ConceptError when there are too few scenes."""
-    scenes = generic_scenes(count) if style == "matched" else _first(_own_scenes(words), count, f"scenes of '{words.name}'")
+    scenes = (
+        generic_scenes(count) if style == "matched" else _first(_own_scenes(words), count, f"scenes of '{words.name}'")
+    )
     return in_words(scenes, words)
 
 
@@ -75,7 +85,9 @@ def _own_scenes(words: ConceptWords) -> tuple[str, ...]:
 
 def _first(scenes: tuple[str, ...], count: int | None, what: str) -> tuple[str, ...]:
     if count is not None and count > len(scenes):
-        raise ConceptError(f"There are {len(scenes)} {what}, expected {count}: ask for {len(scenes)} at most or give a list.")
+        raise ConceptError(
+            f"There are {len(scenes)} {what}, expected {count}: ask for {len(scenes)} at most or give a list."
+        )
     return scenes[:count]
 
 
@@ -91,7 +103,8 @@ def _category(category: str) -> list[ConceptWords]:
     out = []
     for row in rows:
         pictures, phrases, details, scenes = (
-            tuple(filter(None, row.get(column, "").split(SEPARATOR))) for column in ("picture", "phrase", "detail", "scene")
+            tuple(filter(None, row.get(column, "").split(SEPARATOR)))
+            for column in ("picture", "phrase", "detail", "scene")
         )
         out.append(ConceptWords(row["name"], category, pictures, phrases, details, scenes, int(row.get("died", 0))))
     return out

@@ -1,4 +1,4 @@
-"""Checks of a concept list: shape, duplicates, near-duplicates, leakage, length, grammar, artists, plain generic scenes."""
+"""Checks of a concept list: shape, duplicates, near-duplicates, leaks, length, grammar, artists, generic scenes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from .tokens import CLIP_TOKENS, token_counter
 
 KINDS = ("shape", "duplicate", "near-duplicate", "leak", "length", "grammar", "artist", "generic")
 LAST_DEATH = 1953
-"""Artists must have died in this year or before: more than 70 years ago, so that copyright has expired nearly everywhere."""
+"""Artists must have died by then: more than 70 years ago, so that copyright has expired nearly everywhere."""
 SAME_PROMPT, SAME_SCENE, SAME_NAME = 0.8, 0.6, 0.8
-"""Near-duplicates. Two prompts of one concept, or two generic scenes: shared words ÷ all their words, at least this much. Two
+"""Near-duplicates. Two prompts of one concept, or two generic scenes: shared words ÷ all their words, at least so much. Two
 names: the same for runs of three letters."""
 
 # Words that name a kind of picture: a test concept is found in training prompts without them, too.
 _KIND_WORDS = frozenset("painting drawing print photography photograph illustration art style".split())
 # What a generic scene does not say: how the picture is made, and colors.
 STYLE_WORDS = frozenset(
-    "painting drawing sketch photo photograph picture image print illustration style render poster cartoon portrait film monochrome "
-    "red orange yellow green blue purple violet pink brown black white gray grey gold golden silver colorful pastel neon".split()
+    "painting drawing sketch photo photograph picture image print illustration style render poster cartoon portrait film "
+    "monochrome red orange yellow green blue purple violet pink brown black white gray grey gold golden silver colorful "
+    "pastel neon".split()
 )
 _A_NOT_AN = re.compile(r"(?:uni(?!n|m)|us[aeiu]|ut[io]|eu|one\b|once|ukiyo|ura|ewe|u-)", re.IGNORECASE)
 _AN_NOT_A = re.compile(r"(?:hour|heir|honest|hono|8\b|8-|8x|8mm|11\b|18\b)", re.IGNORECASE)
@@ -34,7 +35,7 @@ _SPELLED = re.compile(r"[AEFHILMNORSX](?:-|[A-Z]{1,3}\b)")
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault. kind: of KINDS; concept: its name, "" = the generic scenes or the whole list; text: what is wrong, and where."""
+    """One fault. kind: of KINDS; concept: its name, "" = the generic scenes or the whole list; text: what is wrong."""
 
     kind: str
     concept: str
@@ -61,8 +62,8 @@ def _stem(word: str) -> str:
 
 
 def key(name: str) -> tuple[str, ...]:
-    """The words by which a concept is recognized in other prompts: its name's, without a last "painting", "print" or the like
-    where two words or a long one remain.
+    """The words by which a concept is recognized in other prompts: its name's, without a last "painting", "print" or
+    the like where two words or a long one remain.
     """
     words = stems(name)
     short = words[:-1] if words and words[-1] in _KIND_WORDS else words
@@ -81,8 +82,9 @@ def check(
 ) -> list[Problem]:
     """All faults of a list.
 
-    heldout: names of the test concepts; scenes: the generic prompts; died: artists' years of death; shape: categories and how many
-    concepts each must have; prompts_per_class: how many prompts each must have, 0 = any; count_tokens: default as `token_counter`.
+    heldout: names of the test concepts; scenes: the generic prompts; died: artists' years of death; shape: categories
+    and how many concepts each must have; prompts_per_class: how many prompts each must have, 0 = any; count_tokens:
+    default as `token_counter`.
     """
     count_tokens = count_tokens or token_counter()[0]
     texts = [("", scene) for scene in scenes] + [(c.name, prompt) for c in concepts for prompt in c.prompts]
@@ -98,7 +100,9 @@ def check(
     ]
     found += [Problem("grammar", name, f"{fault}: '{text}'") for name, text in texts if (fault := grammar_fault(text))]
     found += [
-        Problem("artist", name, f"died in {year}, expected {LAST_DEATH} or before" if year else "no year of death is given")
+        Problem(
+            "artist", name, f"died in {year}, expected {LAST_DEATH} or before" if year else "no year of death is given"
+        )
         for name, year in (died or {}).items()
         if not 0 < year <= LAST_DEATH
     ]
@@ -106,7 +110,7 @@ def check(
 
 
 def grammar_fault(text: str) -> str:
-    """What is wrong with a prompt's form: a wrong a/an, a doubled word, a stutter, stray spaces and signs; "" = nothing."""
+    """What is wrong with a prompt's form: a wrong a/an, a doubled word, a stutter, stray spaces; "" = nothing."""
     for article, word in re.findall(r"\b(an?)\s+([\w'-]+)", text, re.IGNORECASE):
         expected = "an" if _sounds_like_vowel(word) else "a"
         if article.lower() != expected:
@@ -133,7 +137,9 @@ def _shape(concepts: Sequence[Concept], shape: Mapping[str, int], prompts: int) 
         counts = Counter(c.category for c in concepts)
         for category in sorted({*shape, *counts}):
             if counts[category] != shape.get(category, 0):
-                yield Problem("shape", "", f"{category} has {counts[category]} concepts, expected {shape.get(category, 0)}")
+                yield Problem(
+                    "shape", "", f"{category} has {counts[category]} concepts, expected {shape.get(category, 0)}"
+                )
     for concept in concepts:
         if prompts and len(concept.prompts) != prompts:
             yield Problem("shape", concept.name, f"{len(concept.prompts)} prompts, expected {prompts}")
@@ -214,5 +220,8 @@ def mentioned(text: str, index: Mapping[str, Sequence[tuple[tuple[str, ...], str
     """Names of concepts whose key words stand in a text, one after the other."""
     words = stems(text)
     return [
-        name for i, word in enumerate(words) for wanted, name in index.get(word, ()) if words[i : i + len(wanted)] == wanted
+        name
+        for i, word in enumerate(words)
+        for wanted, name in index.get(word, ())
+        if words[i : i + len(wanted)] == wanted
     ]

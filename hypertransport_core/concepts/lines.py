@@ -37,4 +37,6 @@ def json_lines(text: str) -> list[int]:
 def toml_lines(text: str) -> list[int]:
     """The lines of the [[concepts]] headers; none inside of texts over several lines."""
     text = re.sub(r'""".*?"""|\'\'\'.*?\'\'\'', lambda found: "\n" * found.group().count("\n"), text, flags=re.DOTALL)
-    return [i for i, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*[\"\']?concepts[\"\']?\s*\]\]", line)]
+    return [
+        i for i, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*[\"\']?concepts[\"\']?\s*\]\]", line)
+    ]

@@ -84,21 +84,21 @@ def validated(concepts: Iterable[Concept], where: str, lines: Sequence[int] = ()
         key = " ".join(concept.name.lower().split())
         if not key:
             raise ConceptError(
-                f"Entry {number} of {where}{at(number)} has an empty name, expected words that describe a concept: name it or "
-                "remove it."
+                f"Entry {number} of {where}{at(number)} has an empty name, expected words that describe a concept: name "
+                "it or remove it."
             )
         if key in seen:
             both = f" (lines {lines[seen[key] - 1]} and {lines[number - 1]})" if number <= len(lines) else ""
             raise ConceptError(
-                f"{where} lists the concept '{concept.name}' twice, entries {seen[key]} and {number}{both}, expected every "
-                "concept once: remove one or merge their prompts."
+                f"{where} lists the concept '{concept.name}' twice, entries {seen[key]} and {number}{both}, expected "
+                "every concept once: remove one or merge their prompts."
             )
         seen[key] = number
         for kind in ("prompts", "phrases"):
             if any(not text.strip() for text in getattr(concept, kind)):
                 raise ConceptError(
-                    f"The concept '{concept.name}' of {where}{at(number)} has an empty text among its {kind}, expected words: "
-                    "fill it in or remove it."
+                    f"The concept '{concept.name}' of {where}{at(number)} has an empty text among its {kind}, expected "
+                    "words: fill it in or remove it."
                 )
         if concept.part not in ("", *PARTS):
             raise ConceptError(

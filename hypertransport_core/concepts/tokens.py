@@ -1,4 +1,4 @@
-"""How many tokens CLIP's tokenizer makes of a prompt: counted where open_clip is installed, else estimated from above."""
+"""How many tokens CLIP's tokenizer makes of a prompt: counted where open_clip is installed, else estimated."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ def _byte_signs() -> dict[int, str]:
 
 
 def estimated_tokens(text: str) -> int:
-    """A number of tokens that CLIP does not exceed in ordinary prose: short words are one token, of longer ones every begun three
-    letters beyond the first four are another, other alphabets and signs count byte by byte; start and end are included.
+    """A number of tokens, with start and end, that CLIP does not exceed in ordinary English.
+
+    A word of one or two letters is one token, of up to seven two, and every begun three letters more are another; digits
+    and signs are one each, other letters one a byte.
     """
     count = 2
     for word in re.findall(r"[a-z]+|\d|[^\sa-z\d]", text.lower()):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 
-# {s} the scene, {n} the concept's name, {p} a noun phrase for a picture of its kind, {t} a phrase that follows a scene, {d} and
-# {e} two things one sees in such a picture.
+# {s} the scene, {n} the concept's name, {p} a noun phrase for a picture of its kind, {t} a phrase that follows a scene,
+# {d} and {e} two things one sees in such a picture.
 STYLE_PATTERNS = (
     "{p} of {s}",
     "{s}, {t}",
@@ -62,7 +62,9 @@ _LONG_PICTURE = re.compile(
     r" (?:of|in|on|with|from|by|for|as|at|glowing|graded|tinted|entirely|nearly|dithered|split|streaked|shaded|worked) "
 )
 _PLACED_SCENE = re.compile(r" (?:in|on|at|by|under|above|below|beside|behind|into|onto|over|through|to|of|at) ")
-_SMALL_WORDS = frozenset("with from that over into onto under after before their your this each only like as than them".split())
+_SMALL_WORDS = frozenset(
+    "with from that over into onto under after before their your this each only like as than them".split()
+)
 _TRIES = 4
 _Choice = tuple[str, str, tuple[str, ...]]
 
@@ -71,8 +73,8 @@ _Choice = tuple[str, str, tuple[str, ...]]
 class ConceptWords:
     """One concept's own words.
 
-    name: as it stands in the middle of a sentence; pictures: noun phrases P of "P of a cat"; phrases: T of "a cat, T"; details:
-    noun phrases, two at least; scenes: scenes that belong to it; died: year of an artist's death, 0 = no artist.
+    name: as it stands in the middle of a sentence; pictures: noun phrases P of "P of a cat"; phrases: T of "a cat, T";
+    details: noun phrases, two at least; scenes: scenes that belong to it; died: year of an artist's death, 0 = no artist.
     """
 
     name: str
@@ -111,7 +113,10 @@ def in_words(scenes: Sequence[str], words: ConceptWords) -> tuple[str, ...]:
         number = number_of(words.name, scene)
         best, least = "", 0
         for turn in range(len(patterns) * len(choices)):
-            pattern, choice = patterns[(i + turn // _TRIES) % len(patterns)], choices[(number + 5 * turn) % len(choices)]
+            pattern, choice = (
+                patterns[(i + turn // _TRIES) % len(patterns)],
+                choices[(number + 5 * turn) % len(choices)],
+            )
             text = _wording(pattern, scene, words.name, choice, capital=number % 3 == 0)
             clumsy = clumsiness(text)
             if text not in out and (not best or clumsy < least):
@@ -119,7 +124,9 @@ def in_words(scenes: Sequence[str], words: ConceptWords) -> tuple[str, ...]:
             if best and (least == 0 or turn >= 2 * _TRIES):
                 break
         if not best:
-            raise ValueError(f"The scene '{scene}' comes too often to be worded anew in '{words.name}': give more scenes.")
+            raise ValueError(
+                f"The scene '{scene}' comes too often to be worded anew in '{words.name}': give more scenes."
+            )
         out[best] = None
     return tuple(out)
 

@@ -85,7 +85,9 @@ def test_prompts_are_proper_and_vary(sets):
 def test_own_words_are_complete():
     for words in concept_words():
         assert len(words.phrases) == 2 and len(words.details) == 3, words.name
-        assert len(words.pictures) == 2 or words.category in ("Environmental Settings", "Historical Periods"), words.name
+        assert len(words.pictures) == 2 or words.category in ("Environmental Settings", "Historical Periods"), (
+            words.name
+        )
         assert bool(words.died) == (words.category == "Individual Artists")
         assert words.died <= LAST_DEATH
         assert not [text for text in (*words.phrases, *words.details) if grammar_fault(text)], words.name
@@ -94,7 +96,12 @@ def test_own_words_are_complete():
 def planted(concepts, kind):
     """The list with one fault of a kind, and the other arguments of the check."""
     one, two = concepts[0], concepts[1]
-    scenes, heldout, died, shape = list(generic_scenes(32)), [c.name for c in split_concepts(concepts).heldout], {"Giotto": 1337}, dict(CATEGORIES)
+    scenes, heldout, died, shape = (
+        list(generic_scenes(32)),
+        [c.name for c in split_concepts(concepts).heldout],
+        {"Giotto": 1337},
+        dict(CATEGORIES),
+    )
     changed = list(concepts)
     if kind == "shape":
         changed.pop()
@@ -105,9 +112,13 @@ def planted(concepts, kind):
         changed[0] = replace(one, prompts=(longest + " today", longest, *[p for p in one.prompts if p != longest][1:]))
     elif kind == "leak":
         train = next(i for i, c in enumerate(concepts) if c.name not in heldout)
-        changed[train] = replace(changed[train], prompts=(f"a cat beside {heldout[3]}s, at noon", *changed[train].prompts[1:]))
+        changed[train] = replace(
+            changed[train], prompts=(f"a cat beside {heldout[3]}s, at noon", *changed[train].prompts[1:])
+        )
     elif kind == "length":
-        changed[0] = replace(one, prompts=("a cat and " + ", ".join(f"dog number {i}" for i in range(40)), *one.prompts[1:]))
+        changed[0] = replace(
+            one, prompts=("a cat and " + ", ".join(f"dog number {i}" for i in range(40)), *one.prompts[1:])
+        )
     elif kind == "grammar":
         changed[0] = replace(one, prompts=("an cat sleeping on a stone", *one.prompts[1:]))
     elif kind == "artist":
@@ -128,19 +139,35 @@ def test_checker_finds_what_is_planted(sets, kind):
 
 
 def test_checker_finds_close_names_shared_phrases_and_undated_artists():
-    concepts = [Concept("low-poly model", phrases=("in low poly",)), Concept("low poly models", phrases=("in low-poly",)), Concept("fog")]
+    concepts = [
+        Concept("low-poly model", phrases=("in low poly",)),
+        Concept("low poly models", phrases=("in low-poly",)),
+        Concept("fog"),
+    ]
     assert [p.kind for p in check(concepts)] == ["near-duplicate"] * 2
     assert [str(p) for p in check([Concept("x")], died={"x": 0})] == ["artist: x: no year of death is given"]
-    close = check([Concept("fog", prompts=("a cat on the old red mat by a door", "a cat on the old red mat by the door"))])
+    close = check(
+        [Concept("fog", prompts=("a cat on the old red mat by a door", "a cat on the old red mat by the door"))]
+    )
     assert [p.kind for p in close] == ["near-duplicate"]
     assert not check([Concept("fog", prompts=("a cat on the mat", "an owl in a tree"))])
 
 
 def test_leaks_are_seen_through_plurals_hyphens_and_kinds_of_pictures():
     train = Concept("neon", prompts=("a vase, charcoal, white paper", "two tilt shift miniatures"))
-    concepts = [train, Concept("charcoal drawing"), Concept("tilt-shift miniature"), Concept("Cubism"), Concept("a Cubist poster")]
+    concepts = [
+        train,
+        Concept("charcoal drawing"),
+        Concept("tilt-shift miniature"),
+        Concept("Cubism"),
+        Concept("a Cubist poster"),
+    ]
     found = check(concepts, ["charcoal drawing", "tilt-shift miniature", "Cubism"])
-    assert sorted(p.concept for p in found if p.kind == "leak") == ["Cubism", "charcoal drawing", "tilt-shift miniature"]
+    assert sorted(p.concept for p in found if p.kind == "leak") == [
+        "Cubism",
+        "charcoal drawing",
+        "tilt-shift miniature",
+    ]
     assert key("oil painting") == ("oil", "painting"), "'oil' alone would be found everywhere"
     assert stems("Cézanne's Hills") == ("cezanne", "hill")
 
@@ -148,13 +175,29 @@ def test_leaks_are_seen_through_plurals_hyphens_and_kinds_of_pictures():
 @pytest.mark.parametrize(
     ("text", "fine"),
     [
-        ("an hour in a uniform", True), ("an LED wall", True), ("a ukiyo-e print", True), ("an 8-bit owl", True), ("an X-ray", True),
-        ("a unicorn and an uncle", True), ("a European", True), ("A hut. A loose sketch with fog.", True), ("a hour", False),
-        ("an unicorn", False), ("a owl", False), ("the the cat", False), ("a cat , asleep", False), ("a cat  asleep", False),
-        ("a cat in in the style of fog", False), ("a cat in the style of in fog", False), ("a cat, in the style of", False),
-        ("a {s} cat", False), ("a cat,asleep", False), (" a cat", False), ("a cat,", False),
+        ("an hour in a uniform", True),
+        ("an LED wall", True),
+        ("a ukiyo-e print", True),
+        ("an 8-bit owl", True),
+        ("an X-ray", True),
+        ("a unicorn and an uncle", True),
+        ("a European", True),
+        ("A hut. A loose sketch with fog.", True),
+        ("a hour", False),
+        ("an unicorn", False),
+        ("a owl", False),
+        ("the the cat", False),
+        ("a cat , asleep", False),
+        ("a cat  asleep", False),
+        ("a cat in in the style of fog", False),
+        ("a cat in the style of in fog", False),
+        ("a cat, in the style of", False),
+        ("a {s} cat", False),
+        ("a cat,asleep", False),
+        (" a cat", False),
+        ("a cat,", False),
     ],
-)  # fmt: skip
+)
 def test_grammar_rules(text, fine):
     assert (grammar_fault(text) == "") is fine, grammar_fault(text)
 
@@ -171,7 +214,10 @@ def test_wording_never_repeats_and_says_when_it_must():
 
 
 def test_tokens_are_counted_as_clip_does_and_estimated_from_above(sets):
-    prompts = [p for c in sets["styles-777"][::7] for p in c.prompts] + ["Dürer's 35mm, e-ink: don't!!", "a naïve café №5"]
+    prompts = [p for c in sets["styles-777"][::7] for p in c.prompts] + [
+        "Dürer's 35mm, e-ink: don't!!",
+        "a naïve café №5",
+    ]
     assert max(map(estimated_tokens, prompts)) <= CLIP_TOKENS
     tokenizer = pytest.importorskip("open_clip.tokenizer", exc_type=ImportError).SimpleTokenizer()
     count, how = token_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -235,7 +235,7 @@ class Variation:
 
 
 def variations(mixes: int = 120) -> tuple[Variation, ...]:
-    """More looks to learn from: known patterns in other colours, other fades, two times of day at once, two looks mixed.
+    """More looks to learn from: known patterns in other colours, other fades, settings between the known ones, two looks mixed.
 
     Concepts are compositions, and a hypernetwork sees few of them: two hundred do not show that a colour and a pattern are
     independent. None of these is a concept, held out or not, and none holds all words of one that is held out or chooses
@@ -244,7 +244,8 @@ def variations(mixes: int = 120) -> tuple[Variation, ...]:
     parts = split()
     kept_away = [set(name.split()) for part in ("heldout", "validation") for name in parts[part]]
     found: dict[str, Variation] = {}
-    for one in itertools.chain(_recoloured(), _other_fades(), _double_times(), _mixed(parts["train"], mixes)):
+    grounds = [n for n in parts["train"] if by_name()[n].scene or by_name()[n] in _PLAIN]
+    for one in itertools.chain(_recoloured(), _other_fades(), _settings(), _mixed(parts["train"], mixes), _tinted(grounds)):
         words = set(one.name.replace(",", "").split())
         if one.name not in by_name() and not any(words >= other for other in kept_away):
             found.setdefault(one.name, one)
@@ -268,10 +269,20 @@ def _other_fades() -> Iterator[Variation]:
                 yield Variation(words.format(*pair.split()), "color treatments")
 
 
-def _double_times() -> Iterator[Variation]:
+def _settings() -> Iterator[Variation]:
+    """Two times of day in one place; every other mixture of two places."""
     for place in _PLACES:
         for first, second in itertools.product(("at dawn", "at noon", "at dusk", "at night"), ("in fog", "in rain")):
             yield Variation(f"{place} {first} {second}", "environmental settings")
+    for (first, second), time in _hashed(itertools.product(itertools.combinations(_PLACES, 2), _TIMES))[::2]:
+        yield Variation(f"{first} and {second} {time}", "environmental settings")
+
+
+def _tinted(grounds: Sequence[str]) -> Iterator[Variation]:
+    """Training settings and single ideas, each in three colours."""
+    for ground in grounds:
+        for colour in _hashed([f"{colour} {ground}" for colour in PALETTE])[:3]:
+            yield Variation(colour, by_name()[ground].category)
 
 
 def _mixed(train: tuple[str, ...], count: int) -> Iterator[Variation]:

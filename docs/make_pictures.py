@@ -1,0 +1,414 @@
+"""Makes the pictures of the help pages, by running the nodes on the shipped weights inside ComfyUI.
+
+    python docs/make_pictures.py               all of them, a few minutes on one core
+    python docs/make_pictures.py steer mask    some of them, by the names of the files in web/docs/pictures
+
+Run it again after the shipped weights have changed, and look at what comes out.
+"""
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "support")]
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+import charts  # noqa: E402
+from pack import load_pack, pack_module, run_node  # noqa: E402
+
+FOLDER = ROOT / "web" / "docs" / "pictures"
+MOST_BYTES = 60_000
+SCENE, SEED = "a red house", 7
+SHOWN = ("teal mosaic", "charcoal crosshatching", "blueprint")  # concepts that show well; the first is used most
+PAINTERS: dict[str, Callable[[World], Tensor]] = {}
+
+
+def picture(paint: Callable[[World], Tensor]) -> Callable[[World], Tensor]:
+    """Register what paints the picture of that name."""
+    PAINTERS[paint.__name__.replace("_", "-")] = paint
+    return paint
+
+
+class World:
+    """The Postcard model, its encoder and hypernetwork, out of the pack's own nodes."""
+
+    def __init__(self) -> None:
+        self.nodes = {node.GET_SCHEMA().node_id.removeprefix("HyperTransport"): node for node in load_pack().nodes.NODES}
+        self.sheets = pack_module("hypertransport_core.sheets")
+        self.model, self.clip, self.vae, self.encoder = self.run("Postcard")
+        self.weights = self.one("Load", file="postcard_hypernetwork.safetensors")
+
+    def run(self, node: str, **inputs: Any) -> tuple:
+        """The outputs of a node."""
+        return run_node(self.nodes[node], **inputs)
+
+    def one(self, node: str, **inputs: Any) -> Any:
+        """The first output of a node."""
+        return self.run(node, **inputs)[0]
+
+    def concept(self, text: str = "", **inputs: Any) -> Any:
+        """Concept Encoder."""
+        return self.one("ConceptEncoder", encoder=self.encoder, text=text, **inputs)
+
+    def maps(self, concept: Any) -> Any:
+        """Predict Maps, of words or a concept."""
+        return self.one("PredictMaps", weights=self.weights, concept=self.concept(concept) if isinstance(concept, str) else concept)
+
+    def steer(self, concept: Any = SHOWN[0], strength: float = 1.0, **options: Any) -> Any:
+        """HyperTransport Steer, by words or a concept."""
+        concept = self.concept(concept) if isinstance(concept, str) else concept
+        return self.one("Steer", model=self.model, weights=self.weights, concept=concept, strength=strength,
+                        **{"start_percent": 0.0, "end_percent": 1.0, **options})
+
+    def steer_with(self, maps: Any, strength: float = 1.0, **options: Any) -> Any:
+        """Steer With Maps."""
+        return self.one("SteerWithMaps", model=self.model, maps=maps, strength=strength,
+                        **{"start_percent": 0.0, "end_percent": 1.0, **options})
+
+    def text(self, prompt: str) -> Any:
+        """CLIP Text Encode."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
+
+    def sample(self, model: Any, prompt: str = SCENE, *, seed: int = SEED, steps: int = 4, latent: Any = None, batch: int = 1) -> Tensor:
+        """KSampler and VAE Decode: (batch, 3, H, W)."""
+        import comfy.sample
+
+        latent = self.one("EmptyPostcardLatent", batch_size=batch) if latent is None else latent
+        noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
+        found = comfy.sample.sample(model, noise, steps, 1.0, "euler", "simple", self.text(prompt), self.text(""), latent["samples"],
+                                    seed=seed, disable_pbar=True)
+        return self.vae.decode(found).movedim(-1, 1)[:, :3].clamp(0, 1)
+
+    def show(self, model: Any, prompt: str = SCENE, **options: Any) -> Tensor:
+        """The first picture of `sample`."""
+        return self.sample(model, prompt, **options)[0]
+
+    def sheet(self, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]], *, upscale: int = 2) -> Tensor:
+        """Pictures in rows with labels and headings."""
+        return self.sheets.contact_sheet([self.sheets.Row(list(pictures), label) for label, pictures in rows], list(columns), upscale=upscale)
+
+    def reference(self, concept: str, count: int = 1) -> Tensor:
+        """Drawn pictures of a concept on other scenes, (count, H, W, 3) as the host has them: a user's reference pictures."""
+        scenes = ("a green tree", "a yellow boat", "a purple cat")
+        found = [self.sample(self.model, f"{scene}, {concept}", seed=100 + number) for number, scene in zip(range(count), scenes)]
+        return torch.cat(found).movedim(1, -1)
+
+
+@picture
+def load(world: World) -> Tensor:
+    names = ("teal mosaic", "emerald crystals", "azure polka dots", "golden op art")
+    return world.sheet(["without", *names], [("", [world.show(world.model), *(world.show(world.steer(name)) for name in names)])])
+
+
+@picture
+def steer(world: World) -> Tensor:
+    strengths = (-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+    rows = [(name, [world.show(world.steer(name, strength)) for strength in strengths]) for name in SHOWN[:2]]
+    return world.sheet([f"{strength:g}" for strength in strengths], rows)
+
+
+@picture
+def steer_kinds(world: World) -> Tensor:
+    kinds = [kind for kind in pack_module("hypertransport_core.sites").SITE_KINDS
+             if any(site.kind == kind for site in world.maps(SHOWN[0]).steps[0].sites)]
+    depths = ("early", "middle", "late")
+
+    def only(name: str, names: Sequence[str]) -> Tensor:
+        return world.show(world.steer(strength=1.0, **{other: float(other == name) for other in names}))
+
+    everything = world.show(world.steer())
+    rows = [("only the kind", [everything, *(only(kind, kinds) for kind in kinds)]),
+            ("only the depth", [everything, *(only(depth, depths) for depth in depths), *[None] * (len(kinds) - 3)])]
+    first = world.sheet(["all", *(kind.replace("_", " ") for kind in kinds)], rows[:1])
+    second = world.sheet(["all", *depths, *[""] * (len(kinds) - 3)], rows[1:])
+    return torch.cat([first, second], 1)
+
+
+@picture
+def steer_percent(world: World) -> Tensor:
+    ranges = ((0.0, 1.0), (0.0, 0.25), (0.0, 0.5), (0.5, 1.0), (0.75, 1.0))
+    found = [world.show(world.steer(start_percent=start, end_percent=end), steps=8) for start, end in ranges]
+    return world.sheet([f"{start:g} to {end:g}" for start, end in ranges], [("", found)])
+
+
+@picture
+def steer_mask(world: World) -> Tensor:
+    columns, rows = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="xy")
+    masks = {"right half": (columns > 0.5).float(), "soft edge": ((columns - 0.2) / 0.6).clamp(0, 1),
+             "circle": (((columns - 0.5) ** 2 + (rows - 0.5) ** 2).sqrt() < 0.4).float()}
+    found = [world.show(world.steer(mask=mask)) for mask in masks.values()]
+    shown = [mask.expand(3, 64, 64) for mask in masks.values()]
+    return world.sheet(["no mask", *masks], [("mask", [None, *shown]), ("picture", [world.show(world.steer()), *found])])
+
+
+@picture
+def steer_with_maps(world: World) -> Tensor:
+    strengths = (0.0, 0.5, 1.0, 1.5)
+    maps = world.maps(SHOWN[2])
+    return world.sheet([f"{strength:g}" for strength in strengths], [("", [world.show(world.steer_with(maps, s)) for s in strengths])])
+
+
+@picture
+def concept_encoder(world: World) -> Tensor:
+    rows = []
+    for name in ("crimson stripes", "copper halftone"):
+        picture = world.reference(name)
+        words, shown = world.concept(name), world.concept(images=picture)
+        both = world.concept(name, images=picture)
+        rows.append((name, [picture[0].movedim(-1, 0), *(world.show(world.steer(concept)) for concept in (words, shown, both))]))
+    return world.sheet(["a reference picture", "from words", "from the picture", "from both"], rows)
+
+
+@picture
+def mix_concepts(world: World) -> Tensor:
+    first, second = (world.concept(name) for name in ("teal mosaic", "copper halftone"))
+    shares = (1.0, 0.75, 0.5, 0.25, 0.0)
+    mixed = [world.one("MixConcepts", concept_1=first, weight_1=share, concept_2=second, weight_2=1 - share) for share in shares]
+    apart = world.one("MixConcepts", concept_1=first, weight_1=1.0, concept_2=second, weight_2=-0.5)
+    headings = ["teal mosaic", "3 : 1", "1 : 1", "1 : 3", "copper halftone", "mosaic less halftone"]
+    return world.sheet(headings, [("", [world.show(world.steer(concept)) for concept in (*mixed, apart)])])
+
+
+@picture
+def load_encoder(world: World) -> Tensor:
+    names = ("teal mosaic", "blueprint", "city at night", "copper halftone", "crimson stripes")
+    words = torch.stack([world.concept(name).vector for name in names])
+    shown = torch.stack([world.concept(images=world.reference(name, 3)).vector for name in names])
+    # Words and pictures each lie in a corner of their own; what tells concepts apart is what remains without it.
+    words, shown = (torch.nn.functional.normalize(v - v.mean(0), dim=1) for v in (words, shown))
+    return charts.matrix((words @ shown.T).tolist(), names, names, "words against pictures: likeness")
+
+
+@picture
+def postcard(world: World) -> Tensor:
+    prompts = ("a small red house on the left", "a large blue boat", "a green cat, sepia", "a yellow rocket, city at night",
+               "a purple mushroom, snowy field at noon", "a white ghost, matrix code")
+    return world.sheet(prompts, [("", [world.show(world.model, prompt, seed=number) for number, prompt in enumerate(prompts)])])
+
+
+@picture
+def empty_latent(world: World) -> Tensor:
+    import torch.nn.functional as functional
+
+    sizes = ((64, 64), (96, 64), (96, 96), (128, 128))
+    found = []
+    for width, height in sizes:
+        latent = world.one("EmptyPostcardLatent", batch_size=1, width=width, height=height)
+        one = world.show(world.model, "a red house on the left", latent=latent)
+        found.append(functional.pad(one, (0, 128 - width, 0, 128 - height), value=0.94))
+    return world.sheet([f"{width} x {height}" for width, height in sizes], [("", found)], upscale=1)
+
+
+@picture
+def predict_maps(world: World) -> Tensor:
+    maps = world.maps(SHOWN[0])
+    return charts.bars(site_sizes(maps), f"'{SHOWN[0]}': how far each site is moved, in the order of the network")
+
+
+def site_sizes(maps: Any) -> list[tuple[str, str, float]]:
+    """(path, kind, root mean square of scale - 1) of every site."""
+    one = maps.steps[0]
+    return [(site.path, site.kind, float((one[site.path].scale - 1).square().mean().sqrt())) for site in one.sites]
+
+
+@picture
+def combine_maps(world: World) -> Tensor:
+    first, second = world.maps("charcoal crosshatching"), world.maps("violet flames")
+    weights = {"first_weight": 1.0, "second_weight": 1.0}
+    found = [world.one("CombineMaps", first=first, second=second, how=how, **weights) for how in ("sum", "sequence", "average")]
+    return world.sheet(["charcoal crosshatching", "violet flames", "sum", "sequence", "average"],
+                       [("", [world.show(world.steer_with(maps)) for maps in (first, second, *found)])])
+
+
+@picture
+def invert_maps(world: World) -> Tensor:
+    rows = []
+    for name in ("blueprint", "crimson stripes"):
+        inverse = world.one("InvertMaps", maps=world.maps(name))
+        prompt = f"{SCENE}, {name}"
+        rows.append((f"prompt: {prompt}", [world.show(world.steer_with(inverse, s), prompt) for s in (0.0, 0.25, 0.5, 0.75, 1.0)]))
+    return world.sheet(["strength 0", "0.25", "0.5", "0.75", "1"], rows)
+
+
+@lru_cache(maxsize=1)
+def own_output() -> Path:
+    """A folder that stands for ComfyUI's output and models/loras while pictures are made."""
+    import folder_paths
+
+    folder = Path(tempfile.mkdtemp())
+    folder_paths.set_output_directory(str(folder))
+    (folder / "loras").mkdir()
+    folder_paths.folder_names_and_paths["loras"] = ([str(folder / "loras")], {".safetensors"})
+    return folder
+
+
+@picture
+def save_maps(world: World) -> Tensor:
+    own_output()
+    maps = world.maps(SHOWN[1])
+    before = world.show(world.steer_with(maps))
+    path = Path(world.one("SaveMaps", maps=maps, filename_prefix="hypertransport/crosshatching", place="output",
+                          thumbnail=before.movedim(0, -1)[None]))
+    loaded = world.one("LoadMaps", maps_file=f"hypertransport/{path.name} [output]")
+    after = world.show(world.steer_with(loaded))
+    thumbnail = thumbnail_of(path)
+    return world.sheet(["without", "before saving", "thumbnail in the file", "loaded again"],
+                       [("", [world.show(world.model), before, thumbnail, after])])
+
+
+def thumbnail_of(path: Path) -> Tensor:
+    """The picture inside a maps file, as it is there."""
+    import base64
+    import io
+
+    import numpy
+    from PIL import Image
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as file:
+        data = file.metadata()["modelspec.thumbnail"].split(",", 1)[1]
+    image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").resize((64, 64), Image.Resampling.BOX)
+    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 255
+
+
+@picture
+def load_maps(world: World) -> Tensor:
+    own_output()
+    rows = []
+    for name in SHOWN[1:]:
+        path = Path(world.one("SaveMaps", maps=world.maps(name), filename_prefix=f"hypertransport/{name}", place="output"))
+        loaded = world.one("LoadMaps", maps_file=f"hypertransport/{path.name} [output]")
+        scenes = ("a red house", "a blue boat", "a green tree", "a yellow cup")
+        rows.append((name, [world.show(world.steer_with(loaded), scene) for scene in scenes]))
+    return world.sheet(scenes, rows)
+
+
+@picture
+def export_lora(world: World) -> Tensor:
+    import comfy.sd
+    import comfy.utils
+
+    own_output()
+    maps = world.maps(SHOWN[0])
+    path = world.one("ExportLora", model=world.model, maps=maps, strength=1.0, filename_prefix="concept", form="small")
+    file = comfy.utils.load_torch_file(path)
+    rows = []
+    for name, model_of in (("Steer With Maps", lambda s: world.steer_with(maps, s)),
+                           ("LoRA, stock loader", lambda s: comfy.sd.load_lora_for_models(world.model, None, file, s, 0.0)[0])):
+        rows.append((name, [world.show(model_of(strength)) for strength in (0.0, 0.5, 1.0, 1.5)]))
+    return world.sheet(["0", "0.5", "1", "1.5"], rows)
+
+
+@picture
+def fit_maps(world: World) -> Tensor:
+    latent = world.one("EmptyPostcardLatent", batch_size=1)
+    schema = world.nodes["FitMaps"].GET_SCHEMA()
+    prompts = next(entry.default for entry in schema.inputs if entry.id == "generic_prompts")
+    rows = []
+    for method, iterations in (("LinEAS", 150), ("Linear-AcT", 1), ("Mean-AcT", 1)):
+        maps, report = world.run("FitMaps", model=world.model, clip=world.clip, latent=latent, concept="crimson stripes", method=method,
+                                 site_set="attention_mlp", iterations=iterations, sampling_steps=4, generic_prompts=prompts)
+        print("   ", report)
+        label = f"{method}, {iterations} iterations" if method == "LinEAS" else method
+        rows.append((label, [world.show(world.steer_with(maps, strength)) for strength in (0.0, 0.5, 1.0)]))
+    return world.sheet(["0", "0.5", "1"], rows)
+
+
+@picture
+def strength_sheet(world: World) -> Tensor:
+    maps = world.maps(world.concept("\n".join(SHOWN), mode="one per row"))
+    latent = world.one("EmptyPostcardLatent", batch_size=1)
+    model, batch, sheet = world.run("StrengthSheet", model=world.model, maps=maps, latent=latent, strengths="0, 0.33, 0.67, 1, 1.33")
+    images = world.sample(model, latent=batch).movedim(1, -1)
+    return world.one("DrawSheet", images=images, sheet=sheet, picture_size=128)[0].movedim(-1, 0)
+
+
+@picture
+def draw_sheet(world: World) -> Tensor:
+    latent = world.one("EmptyPostcardLatent", batch_size=1)
+    maps = world.maps("violet flames")
+    model, batch, sheet = world.run("StrengthSheet", model=world.model, maps=maps, latent=latent, strengths="0 0.5 1")
+    images = world.sample(model, "a large blue boat", latent=batch).movedim(1, -1)
+    return world.one("DrawSheet", images=images, sheet=sheet, picture_size=200, title="a large blue boat: violet flames")[0].movedim(-1, 0)
+
+
+@picture
+def one_step(world: World) -> Tensor:
+    from tiny_hosts import tiny_host
+
+    model = tiny_host("pixart").model  # random weights, but the schedule of every PixArt and SDXL
+    sampling = model.get_model_object("model_sampling")
+    noise, stock, ours = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)), [], []
+    for timestep in range(20, 1000, 20):
+        _, sigmas = world.run("OneStep", model=model, timestep=timestep)
+        for full, line in ((False, stock), (True, ours)):
+            start = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), full)
+            line.append((timestep, float(sampling.calculate_input(sigmas[0], start).std())))
+    return charts.lines({"One-Step Sampling": ours, "stock sampler": stock}, "timestep", "spread of what the network gets (1 is right)",
+                        marks=[(399, "399, 400")], names_right=True)
+
+
+@picture
+def dmd2_sigmas(world: World) -> Tensor:
+    from tiny_hosts import tiny_host
+
+    model = tiny_host("sdxl").model  # random weights, but the schedule of every SDXL
+    sampling = model.get_model_object("model_sampling")
+    curve = [(step, float(sampling.sigma(torch.tensor(float(step))))) for step in (*range(0, 1000, 10), 999)]
+    sigmas = world.one("DMD2Sigmas", model=model)
+    points = [(step, float(sigma)) for step, sigma in zip((999, 749, 499, 249), sigmas)]
+    return charts.lines({"noise levels of SDXL": curve}, "timestep", "sigma", marks=[(x, f"{y:.2f}") for x, y in points])
+
+
+@picture
+def inspect_maps(world: World) -> Tensor:
+    node = world.nodes["InspectMaps"]
+    inputs = {entry.id: entry for entry in node.GET_SCHEMA().inputs}
+    maps, other = world.maps(SHOWN[0]), world.maps(SHOWN[1])
+    names = [name for name, entry in inputs.items() if entry.io_type == "TRANSPORT_MAPS"]
+    images = world.one("InspectMaps", **dict(zip(names, (maps, other))))
+    return images[0].movedim(-1, 0)
+
+
+def save(path: Path, image: Tensor) -> int:
+    """Write (3, H, W) in [0, 1] as a JPEG of at most MOST_BYTES, as good as fits; returns its size in bytes."""
+    import io
+
+    from PIL import Image
+
+    wide = Image.fromarray((image.clamp(0, 1) * 255).round().byte().movedim(0, -1).cpu().numpy())
+    if wide.width > 1000:
+        wide = wide.resize((1000, round(wide.height * 1000 / wide.width)), Image.Resampling.LANCZOS)
+    for quality in range(92, 30, -4):
+        data = io.BytesIO()
+        wide.save(data, "JPEG", quality=quality, optimize=True, subsampling=0 if quality > 70 else 2)
+        if data.tell() <= MOST_BYTES:
+            path.write_bytes(data.getvalue())
+            return data.tell()
+    raise SystemExit(f"{path.name} does not fit {MOST_BYTES} bytes; show less in it")
+
+
+def main(wanted: Sequence[str]) -> None:
+    """Make the named pictures, or all."""
+    unknown = [name for name in wanted if name not in PAINTERS]
+    if unknown:
+        raise SystemExit(f"There is no picture {', '.join(unknown)}; choose from {', '.join(PAINTERS)}.")
+    logging.getLogger().setLevel(logging.ERROR)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    with torch.inference_mode():  # as in the server
+        world = World()
+        for name in wanted or PAINTERS:
+            print(f"{name}: {save(FOLDER / f'{name}.jpg', PAINTERS[name](world))} bytes", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -42,8 +42,9 @@ class FitMaps(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, clip: CLIP, latent: dict[str, Any], concept: str, method: str, site_set: str,
                 iterations: int, sampling_steps: int, generic_prompts: str, concept_prompts: str = "",
-                learning_rate: float = 0.0, samples: int = 16, batch: int = 8, fit_seed: int = 0) -> io.NodeOutput:
-        recipe = Recipe(method, samples, batch, iterations, learning_rate, sampling_steps, fit_seed)
+                learning_rate: float = 0.0, samples: int = 16, batch: int = 8, at_once: int = 8,
+                fit_seed: int = 0) -> io.NodeOutput:
+        recipe = Recipe(method, samples, batch, at_once, iterations, learning_rate, sampling_steps, fit_seed)
         generic = prompt_lines(generic_prompts)
         wanted = prompt_lines(concept_prompts) or in_scenes(generic, concept)
         started = time.perf_counter()
@@ -89,8 +90,12 @@ def _inputs() -> list[io.Input]:
         advanced(io.Int.Input("samples", default=16, min=4, max=512, optional=True, tooltip=(
             "Pictures per prompt set that are compared, 4 to 512; at least one per prompt. More is steadier and "
             "slower."))),
-        advanced(io.Int.Input("batch", default=8, min=1, max=64, optional=True, tooltip=(
-            "Pictures per network call, 1 to 64; LinEAS needs at least 4. Memory grows with it."))),
+        advanced(io.Int.Input("batch", default=8, min=4, max=64, optional=True, tooltip=(
+            "Pictures that LinEAS compares in each iteration, 4 to 64; other methods round the samples up to it. More is "
+            "steadier and slower."))),
+        advanced(io.Int.Input("at_once", default=8, min=1, max=64, optional=True, tooltip=(
+            "Pictures per network call, 1 to 64: lower it when memory runs out. LinEAS then takes one pass more, with the "
+            "same result. Linear-AcT is most exact when all samples fit one call."))),
         advanced(io.Int.Input("fit_seed", default=0, min=0, max=MOST_SEED, optional=True, tooltip=(
             "Seed of the noise in the fit. The same seed gives the same maps."))),
     ]

@@ -115,6 +115,11 @@ class HostBackbone:
         return self.model.load_device
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """In which the network computes, whatever its weights are kept in."""
+        return self.base.manual_cast_dtype or self.base.get_dtype()
+
+    @property
     def sampling(self) -> Any:
         """The host's sigmas and parametrisation, after ModelSampling nodes."""
         return self.model.get_model_object("model_sampling")

@@ -17,12 +17,13 @@ from ..wasserstein import block_means, inverse_variance
 from .moments import FitError
 
 MIN_BATCH = 4
+FP16_LOSS_SCALE = 2.0**24
 
 
 def lineas(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
            seeds: Sequence[int], *, iterations: int = 200, batch: int = 8, learning_rate: float = 5e-2, steps: int = 1,
            pooling: str = "mean", seed: int = 0, fresh_noise: bool = True, normalise: bool = False,
-           paired_weight: float = 0.0, chunk: int | None = None,
+           paired_weight: float = 0.0, chunk: int | None = None, loss_scale: float | None = None,
            progress: Callable[[int, float], None] | None = None) -> TransportMaps:
     """Maps of one concept, one row, by Adam on `transport_loss`: steered source prompts against untouched target
     prompts.
@@ -38,13 +39,16 @@ def lineas(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], 
     steered prediction and that under target prompt i with the same noise, which prompts of matching content give a
     meaning.
     chunk: samples per network call, for memory (same gradient). seed: of all random choices; same seed, same maps.
+    loss_scale: factor on the loss while gradients run through the network, undone afterwards, as half precision needs:
+    the gradient at one token is far below what fp16 can hold. None: as the network's dtype asks for; halved on overflow.
     progress(iteration, loss) after every iteration; what it raises cancels the fit. Raises FitError, MeasureError.
     """
     _check(len(seeds), batch, iterations, learning_rate)
     sites, device, levels = tuple(sites), device_of(backbone), levels_of(backbone, steps)
     texts = {name: prompt_per_seed(prompts, seeds, f"the {name}")
              for name, prompts in (("source", source_prompts), ("target", target_prompts))}
-    read = {name: pooled_samples(backbone, prompts, seeds, sites, levels=levels, pooling=pooling, batch=batch)
+    at_once = min(batch, chunk or batch)
+    read = {name: pooled_samples(backbone, prompts, seeds, sites, levels=levels, pooling=pooling, batch=at_once)
             for name, prompts in texts.items()}
     mean, std = read["source"].mean(1), read["source"].std(1, correction=0)
     free = FreeMaps(sites).to(device)
@@ -54,21 +58,23 @@ def lineas(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], 
     draw = _Draw(backbone, texts, seeds, batch, seed, fresh_noise, device, paired_weight > 0, levels[0])
     optimiser = torch.optim.Adam(free.parameters(), lr=learning_rate, betas=(0.9, 0.9))
     nothing = torch.zeros(1, 1, device=device)
+    amplifier = _Amplifier(backbone, loss_scale)
     with frozen(backbone.network), torch.enable_grad():
         for iteration in range(iterations):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * (1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * iteration / iterations)) / 2)
             conditioning, noise, paired = draw()
             loss = transport_loss(backbone, free(nothing), conditioning, noise, targets, sites, levels, pooling=pooling,
-                                  channel_weight=channel_weight, paired_targets=paired, paired_weight=paired_weight,
-                                  chunk=chunk)
-            value = float(loss.detach())
+                                  channel_weight=amplifier.weight(channel_weight, targets),
+                                  paired_targets=paired, paired_weight=paired_weight * amplifier.factor, chunk=chunk)
+            value = float(loss.detach()) / amplifier.factor
             if not math.isfinite(value):
                 raise FitError(f"The loss became {value} at iteration {iteration + 1}; the "
                                f"learning rate is {learning_rate:g}, lower it or run the network in fp32.")
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            optimiser.step()
+            if amplifier.undo(free.values):
+                optimiser.step()
             if progress:
                 progress(iteration + 1, value)
     with torch.no_grad():
@@ -104,6 +110,31 @@ class _Draw:
         if self.target is not None:
             paired = self.backbone.denoise(noise, self.level, self.target[where].to(self.device))
         return self.source[where].to(self.device), noise, paired
+
+
+class _Amplifier:
+    """The factor on the loss that keeps gradients representable inside a network that computes in fp16."""
+
+    def __init__(self, backbone: Any, factor: float | None) -> None:
+        dtype = getattr(backbone, "compute_dtype", next(backbone.network.parameters()).dtype)
+        self.factor = (FP16_LOSS_SCALE if dtype == torch.float16 else 1.0) if factor is None else float(factor)
+
+    def weight(self, channel_weight: Tensor | None, targets: Tensor) -> Tensor | None:
+        """The channel weights times the factor; gradients of parts of a batch are then amplified too."""
+        if self.factor == 1.0:
+            return channel_weight
+        return (torch.ones_like(targets[0, 0, 0]) if channel_weight is None else channel_weight) * self.factor
+
+    def undo(self, parameter: Tensor) -> bool:
+        """Divide the gradient by the factor. False, and a smaller factor from now on, when it had overflowed."""
+        assert parameter.grad is not None
+        if not bool(torch.isfinite(parameter.grad).all()):
+            if self.factor <= 1.0:
+                raise FitError("The gradient is not a finite number; lower the learning rate or run the network in fp32.")
+            self.factor /= 4.0
+            return False
+        parameter.grad /= self.factor
+        return True
 
 
 def _check(samples: int, batch: int, iterations: int, learning_rate: float) -> None:

@@ -28,8 +28,8 @@ GENERIC_PROMPTS = (
 class Recipe:
     """How one concept is fitted.
 
-    method: of `METHODS`. samples: of each prompt set, rounded up to a multiple of `batch`. batch: samples per network
-    call. iterations, learning_rate: of LinEAS; rate 0 means 10 / iterations, which carries a shift about five source
+    method: of `METHODS`. samples: of each prompt set, rounded up to a multiple of `batch`. batch: samples that LinEAS
+    compares in an iteration; at_once: per network call, for memory. iterations, learning_rate: of LinEAS; rate 0 means 10 / iterations, which carries a shift about five source
     standard deviations far. steps: sampling steps that the loss looks at; Linear-AcT and Mean-AcT look at the first one
     only. seed: of the noise and of all choices.
     """
@@ -37,6 +37,7 @@ class Recipe:
     method: str = "LinEAS"
     samples: int = 16
     batch: int = 8
+    at_once: int = 8
     iterations: int = 100
     learning_rate: float = 0.0
     steps: int = 4
@@ -49,12 +50,18 @@ class Recipe:
 
     def network_calls(self, prompts: int) -> int:
         """How often the network will be called, for a progress bar."""
-        batches = len(self.seeds(prompts)) // self.batch
+        batches = ceil(len(self.seeds(prompts)) / self._size)
         if self.method == "LinEAS":
-            return (2 * batches + self.iterations) * self.steps
+            parts = ceil(self.batch / self._size)
+            return (2 * batches + self.iterations * (1 if parts == 1 else 2 * parts)) * self.steps
         if self.method == "Mean-AcT":
             return 2 * batches
         return batches * (1 + GROUPS) if batches > 1 else 2
+
+    @property
+    def _size(self) -> int:
+        """Samples in a network call."""
+        return max(1, min(self.at_once, self.batch) if self.method == "LinEAS" else self.at_once)
 
     def fit(self, backbone: Any, sites: Sequence[Site], generic: Sequence[str], concept: Sequence[str],
             progress: Callable[[int, float], None] | None = None) -> TransportMaps:
@@ -69,16 +76,16 @@ class Recipe:
                            "least one of each, or name the concept.")
         seeds = self.seeds(max(len(generic), len(concept)))
         if self.method == "Mean-AcT":
-            return mean_act(backbone, sites, generic, concept, seeds, steps=self.steps, batch=self.batch)
+            return mean_act(backbone, sites, generic, concept, seeds, steps=self.steps, batch=self._size)
         if self.method == "Linear-AcT":
-            groups = min(GROUPS, len(sites)) if len(seeds) > self.batch else 0
-            return linear_act(backbone, sites, generic, concept, seeds, steps=self.steps, batch=self.batch, groups=groups)
+            groups = GROUPS if len(seeds) > self._size else 0
+            return linear_act(backbone, sites, generic, concept, seeds, steps=self.steps, batch=self._size, groups=groups)
         if self.batch < MIN_BATCH:
             raise FitError(f"The batch is {self.batch}, but LinEAS compares distributions and needs at least {MIN_BATCH}; "
-                           "make the picture smaller if memory is short.")
+                           "lower the pictures at once instead if memory is short.")
         return lineas(backbone, sites, generic, concept, seeds, iterations=self.iterations, batch=self.batch,
                       learning_rate=self.learning_rate or 10.0 / self.iterations, steps=self.steps, seed=self.seed,
-                      progress=progress)
+                      chunk=self._size if self._size < self.batch else None, progress=progress)
 
 
 def prompt_lines(text: str) -> list[str]:

@@ -172,6 +172,30 @@ def test_lineas_variants_lower_their_loss(backbone: TinyBackbone, options: dict)
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize("options", [{}, {"chunk": 3}, {"paired_weight": 1.0}, {"normalise": True}])
+def test_an_amplified_loss_gives_the_same_maps(backbone: TinyBackbone, options: dict) -> None:
+    fits, losses = [], []
+    for factor in (None, 2.0**20):
+        fits.append(lineas(backbone, backbone.sites(), SOURCE, TARGET, SEEDS, iterations=5, learning_rate=0.05, loss_scale=factor,
+                           progress=lambda i, loss: losses.append(loss), **options))
+    assert fits[0].allclose(fits[1], rtol=1e-3, atol=1e-4) and losses[:5] == pytest.approx(losses[5:], rel=1e-4)
+
+
+def test_an_overflow_lowers_the_amplification(backbone: TinyBackbone) -> None:
+    from hypertransport_core.fitting.lineas import FP16_LOSS_SCALE, _Amplifier
+
+    backbone.compute_dtype = torch.float16
+    amplifier, parameter = _Amplifier(backbone, None), torch.zeros(2, requires_grad=True)
+    assert amplifier.factor == FP16_LOSS_SCALE
+    parameter.grad = torch.tensor([1.0, float("inf")])
+    assert not amplifier.undo(parameter) and amplifier.factor == FP16_LOSS_SCALE / 4
+    parameter.grad = torch.full((2,), FP16_LOSS_SCALE / 2)
+    assert amplifier.undo(parameter) and parameter.grad.tolist() == [2.0, 2.0]
+    amplifier.factor, parameter.grad = 1.0, torch.tensor([1.0, float("nan")])
+    with pytest.raises(FitError, match="not a finite number"):
+        amplifier.undo(parameter)
+
+
 # The objective itself
 
 

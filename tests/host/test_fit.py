@@ -77,7 +77,7 @@ def word_clip(context: int, pooled: int) -> Any:
 
 def fit(pack: SimpleNamespace, model: Any, clip: Any, latent: Any, **changes: Any) -> tuple:
     options = dict(concept=WANTED, method="LinEAS", site_set="attention_mlp", iterations=2, sampling_steps=1, generic_prompts="\n".join(SCENES),
-                   samples=4, batch=4) | changes
+                   samples=4, batch=4, at_once=4) | changes
     return run_node(pack.fit.FitMaps, model=model, clip=clip, latent=latent, **options)
 
 
@@ -165,7 +165,7 @@ def test_gradients_agree_with_finite_differences_where_norms_are_followed_by_in_
 def test_lineas_lowers_the_loss_and_steers(pack: SimpleNamespace, postcard: tuple) -> None:
     model, clip, _, latent = postcard
     losses: list[float] = []
-    recipe = pack.recipe.Recipe(samples=4, batch=4, iterations=30, steps=1)
+    recipe = pack.recipe.Recipe(samples=4, batch=4, at_once=4, iterations=30, steps=1)
     wanted = pack.recipe.in_scenes(SCENES, WANTED)
     with torch.inference_mode():
         maps, losses = pack.fit.fit(model, clip, latent["samples"], recipe, "attention_mlp", SCENES, wanted, WANTED)
@@ -186,15 +186,43 @@ def test_one_pass_methods_are_the_cores(pack: SimpleNamespace, postcard: tuple, 
     with torch.inference_mode():
         maps, report = fit(pack, model, clip, latent, method=method, samples=samples, fit_seed=5)
     plain = pack.pipeline.Pipeline.load(steered=False).backbone
-    recipe = pack.recipe.Recipe(method, samples, 4, steps=1, seed=5)
+    recipe = pack.recipe.Recipe(method, samples, 4, 4, steps=1, seed=5)
     sites = maps.steps[0].sites  # in the host's order, by which groups are made
     expected = recipe.fit(plain, sites, SCENES, pack.recipe.in_scenes(SCENES, WANTED))
     assert maps.steps[0].allclose(expected, rtol=1e-2, atol=1e-3) and "loss" not in report
     assert not maps.steps[0].scale.is_inference()
 
 
+@pytest.mark.parametrize("dtype, compute", [(torch.float16, None), (torch.float8_e4m3fn, torch.float32)])
+def test_half_precision_models_learn_as_well(pack: SimpleNamespace, dtype: torch.dtype, compute: torch.dtype | None) -> None:
+    """The loss is amplified in fp16, where the gradient at one token of many would underflow."""
+    from tests.support.tiny_hosts import TinyHost, build
+
+    recipe = pack.recipe.Recipe(samples=4, batch=4, at_once=4, iterations=4, learning_rate=0.1, steps=1)
+    wanted, results = pack.recipe.in_scenes(SCENES, WANTED), []
+    for types in ((torch.float32, None), (dtype, compute)):
+        with torch.inference_mode():
+            host = TinyHost("sd15", build("sd15", *types))
+            latent = host.latent()
+            results.append(pack.fit.fit(host.model, word_clip(16, 0), latent, recipe, "attention_mlp", SCENES, wanted, "x"))
+    (full, full_losses), (half, half_losses) = results
+    assert half_losses[-1] < half_losses[0] and half_losses[0] == pytest.approx(full_losses[0], rel=0.3)
+    departures = [torch.cat([m.steps[0].scale - 1, m.steps[0].shift]).flatten() for m in (full, half)]
+    assert torch.nn.functional.cosine_similarity(*departures, dim=0) > 0.7
+
+
+def test_fewer_pictures_at_once_give_the_same_maps(pack: SimpleNamespace) -> None:
+    from tests.support.tiny_hosts import tiny_host
+
+    host = tiny_host("sd15")
+    found = [fit(pack, host.model, word_clip(16, 0), {"samples": host.latent()}, iterations=3, at_once=n)[0].steps[0] for n in (4, 3)]
+    assert found[0].allclose(found[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("at_once", [4, 3])
 @pytest.mark.parametrize("method", ["LinEAS", "Linear-AcT", "Mean-AcT"])
-def test_progress_is_counted_right_and_cancel_leaves_the_model_as_it_was(pack: SimpleNamespace, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_counted_right_and_cancel_leaves_the_model_as_it_was(pack: SimpleNamespace, method: str, at_once: int,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     import comfy.model_management as management
     import comfy.utils
     from tests.support.tiny_hosts import tiny_host
@@ -202,7 +230,7 @@ def test_progress_is_counted_right_and_cancel_leaves_the_model_as_it_was(pack: S
     host, seen = tiny_host("sd15"), []
     clip = word_clip(host.family.context, 0)
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *rest, **more: seen.append((value, total)))
-    fit(pack, host.model, clip, {"samples": host.latent()}, method=method, samples=8, sampling_steps=2)
+    fit(pack, host.model, clip, {"samples": host.latent()}, method=method, samples=8, sampling_steps=2, at_once=at_once)
     assert seen[-1][0] == seen[-1][1] and len(seen) == seen[-1][1]
 
     before, count = state_of(host.model), len(seen)
@@ -211,7 +239,7 @@ def test_progress_is_counted_right_and_cancel_leaves_the_model_as_it_was(pack: S
             management.interrupt_current_processing()
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", cancel)
     with pytest.raises(management.InterruptProcessingException):
-        fit(pack, host.model, clip, {"samples": host.latent()}, method=method, samples=8, sampling_steps=2)
+        fit(pack, host.model, clip, {"samples": host.latent()}, method=method, samples=8, sampling_steps=2, at_once=at_once)
     assert state_of(host.model) == before and len(seen) == count
 
 

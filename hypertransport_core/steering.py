@@ -100,7 +100,7 @@ class Steering:
     def installed(self, network: nn.Module, *, noise_level: float | None = None, batch: int | None = None,
                   rows: Tensor | None = None, dtype: torch.dtype | None = None,
                   device: torch.device | str | None = None, mask: Tensor | None = None,
-                  frames: int = 1) -> Iterator[None]:
+                  frames: int = 1, text_tokens: int | None = None) -> Iterator[None]:
         """Steer the network calls made inside the `with` block; meant for one call, and exception-safe.
 
         Several can be nested; the one installed first acts first. Rows that are not steered stay as they are.
@@ -109,7 +109,7 @@ class Steering:
         rows: bool (B,), which rows of the batch are steered; or long (B,), the map row that each uses, -1 for none.
         dtype, device: what activations have, when known; saves a cast per site. Otherwise read from each activation.
         mask: for this call instead of the steering's own, (h, w) or (B, h, w) in [0, 1], not checked again.
-        frames: how many pictures one row of the batch holds, each with a grid of tokens of its own (video).
+        frames, text_tokens: how masks lie on tokens, see `masks.mask_for`.
         Raises SteeringError when rows and maps do not fit, SiteError when the network lacks a site; both at the start.
         """
         used, steered = self._rows_of_batch(rows, batch)
@@ -121,7 +121,8 @@ class Steering:
         flags = steered if steered is None or device is None else steered.to(device)
         device = None if device is None else torch.device(device)
         coefficients = self._coefficients(self.at(noise_level), used, dtype, device)
-        makers = {site.path: _steered(site, *coefficients[site.path], flags, mask, frames) for site in self.sites}
+        laid = None if mask is None else (mask, frames, text_tokens)
+        makers = {site.path: _steered(site, *coefficients[site.path], flags, laid) for site in self.sites}
         with shadowed(network, makers):
             yield
 
@@ -221,16 +222,16 @@ def depth_factors(sites: Sequence[Site], early: float = 1.0, middle: float = 1.0
     return {path: factor for path, factor in found.items() if factor != 1.0}
 
 
-def _steered(site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None, mask: Tensor | None,
-             frames: int) -> Callable[[Forward], Forward]:
+def _steered(site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None,
+             mask: tuple | None) -> Callable[[Forward], Forward]:
     """A maker for `shadowed`: transports what forward returns. Holds tensors, no numbers, so compiled graphs last."""
 
     def make(forward: Forward) -> Forward:
         def steered_forward(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
             if isinstance(output, tuple):
-                return (_transport(output[0], site, scale, shift, flags, mask, frames), *output[1:])
-            return _transport(output, site, scale, shift, flags, mask, frames)
+                return (_transport(output[0], site, scale, shift, flags, mask), *output[1:])
+            return _transport(output, site, scale, shift, flags, mask)
 
         return steered_forward
 
@@ -238,12 +239,12 @@ def _steered(site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None, mas
 
 
 def _transport(z: Tensor, site: Site, scale: Tensor, shift: Tensor, flags: Tensor | None,
-               mask: Tensor | None, frames: int) -> Tensor:
+               mask: tuple | None) -> Tensor:
     """The transported activation, in its own dtype. z: (B, T, C) or (B, C, H, W)."""
     scale, shift = (_for_batch(t.to(z.device, z.dtype), z.shape[0], site) for t in (scale, shift))
     moved = torch.addcmul(per_channel(shift, z.ndim, site.channel_dim), z, per_channel(scale, z.ndim, site.channel_dim))
     if mask is not None:
-        where = mask_for(z, site, mask, frames)
+        where = mask_for(z, site, *mask)
         if where is None:
             return z
         moved = torch.lerp(z, moved, _for_batch(where, z.shape[0], site).to(z.dtype))  # exact where the mask is 0 or 1

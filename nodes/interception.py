@@ -199,6 +199,7 @@ class LiveSteering:
             dtype=dtype if dtype in _COMPUTE else None,
             mask=self._mask_for(x, options, len(flags)),
             frames=x.shape[2] if x.ndim == 5 else 1,
+            text_tokens=_text_tokens(_network(base), c_crossattn),
         ):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
@@ -338,6 +339,12 @@ def _steered_chunks(scope: str, options: Mapping[str, Any]) -> tuple[bool, ...]:
 def _network(base: Any) -> torch.nn.Module:
     """The diffusion model, seen through torch.compile."""
     return getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
+
+
+def _text_tokens(network: torch.nn.Module, context: Any) -> int | None:
+    """How many tokens of text come first where a network joins text and picture; None where that is not known."""
+    text_first = any(kind.__name__ in ("Flux", "Chroma") for kind in type(network).__mro__)
+    return int(context.shape[1]) if text_first and isinstance(context, Tensor) else None
 
 
 def _keep(cache: dict, key: Any, value: Any, most: int = 16) -> None:

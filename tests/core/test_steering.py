@@ -308,6 +308,16 @@ def test_frames_of_a_video_each_have_the_grid():
     assert mask_for(torch.zeros(1, 30, 5), site, mask, frames=4) is None
 
 
+def test_joint_blocks_have_a_grid_after_their_text():
+    mask = torch.zeros(2, 4)
+    mask[0, 3] = 1
+    site, z = Site("single_blocks.0.linear2", "mlp", 5), torch.zeros(1, 11, 5)
+    assert mask_for(z, site, mask) is None and mask_for(torch.zeros(1, 8, 5), site, mask) is None
+    laid = mask_for(z, site, mask, text_tokens=3)
+    assert laid.shape == (1, 11, 1) and laid.flatten().tolist() == [0] * 6 + [1] + [0] * 4
+    assert mask_for(torch.zeros(1, 8, 5), Site("blocks.0.mlp", "mlp", 5), mask, text_tokens=3).shape == (1, 8, 1)
+
+
 def test_a_mask_can_be_given_per_call():
     network, z = nn.Module(), torch.randn(2, 8, 3)
     network.site = nn.Identity()

@@ -106,6 +106,21 @@ def test_areas_of_the_same_size_share_a_batch_and_keep_their_own_part(unet):
     assert off(masked[..., :3], full[..., :3]) < 1e-5 and off(masked[..., 5:], base[..., 5:]) < 1e-5
 
 
+def test_joint_blocks_are_steered_under_the_mask_too():
+    """Flux's last block: text and picture in one row, each token on its own from there on."""
+    from tiny_hosts import tiny_host
+
+    flux = tiny_host("flux")
+    maps = flux.maps().change(lambda m: m.onto([s for s in m.sites if s.path == "single_blocks.0.linear2"]))
+    run = {"steps": 1, "cfg": 1.0}
+    base, full, half = (
+        flux.sample(model, **run)
+        for model in (flux.model, steer(flux.model, maps), steer(flux.model, maps, mask=left()))
+    )
+    assert torch.equal(half[..., :4], full[..., :4]) and torch.equal(half[..., 4:], base[..., 4:])
+    assert off(full, base) > 1e-3
+
+
 def test_a_mask_lies_on_every_frame_of_a_video():
     from tiny_hosts import tiny_host
 

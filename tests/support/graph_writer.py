@@ -11,7 +11,6 @@ Which inputs a node has, in which order and of which kind, comes from the host's
 from __future__ import annotations
 
 import json
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 
 from workflows import MUTED, NOTES, WIDGETS, _default, widget_names
 
-BLUE, GREEN, ORANGE, PURPLE, GREY, RED = "#3f789e", "#4f8f5b", "#b06634", "#8a5fb0", "#6d7378", "#a34a4a"
+BLUE, GREEN, ORANGE, PURPLE, GREY = "#5fa8d3", "#7bc47f", "#e0a458", "#b48ad6", "#a0a6ad"
 TITLE, SLOT, WIDGET, GAP, PAD = 30, 20, 24, 40, 20  # pixels, as the page draws nodes and groups
 OPTIONAL_SHAPE = 7  # a hollow socket
 
@@ -134,10 +133,12 @@ class Graph:
         self.right = max(self.right, right + PAD)
         return right, low
 
-    def beside(self, node: Node, at: tuple[int, int]) -> None:
-        """Place a node, such as a note, by its body's upper left corner."""
-        node.place = list(at)
-        self.right = max(self.right, at[0] + node.size()[0] + 2 * PAD)
+    def corner(self, note: Node, title: str, colour: str, column: Sequence[Node]) -> None:
+        """The note in the upper left corner and below it, as wide, a group of one column."""
+        note.place = [0, TITLE]
+        for node in column:
+            node.width = note.width - 2 * PAD
+        self.group(title, colour, column, at=(0, note.height + 2 * TITLE))
 
     # -- writing
 
@@ -159,8 +160,16 @@ class Graph:
             "id": str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([node.type for node in self.nodes]))), "revision": 0,
             "last_node_id": self.nodes[-1].number, "last_link_id": number,
             "nodes": [self._saved(node, order[node.number], incoming, outgoing) for node in self.nodes],
-            "links": links, "groups": self.groups, "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [60, 100]}}, "version": 0.4,
+            "links": links, "groups": self.groups, "config": {}, "extra": {"ds": self._view()}, "version": 0.4,
         }
+
+    def _view(self) -> dict[str, Any]:
+        """Everything in a window of 1600 × 1000, where the page has a bar at the left and two above."""
+        if not self.groups:
+            return {"scale": 1.0, "offset": [0, 0]}
+        right, low = (max(group["bounding"][axis] + group["bounding"][axis + 2] for group in self.groups) for axis in (0, 1))
+        scale = round(min(1.0, 1480 / right, 800 / low), 3)
+        return {"scale": scale, "offset": [round(85 / scale), round(100 / scale)]}
 
     def _saved(self, node: Node, order: int, incoming: Mapping[tuple[int, str], int], outgoing: Mapping[tuple[int, int], list[int]]) -> dict[str, Any]:
         saved: dict[str, Any] = {
@@ -224,26 +233,3 @@ def slots_of(node: Node) -> list[tuple[str, str, list[Any]]]:
     return [
         (name, _kind(spec[0]), spec) for name, spec, _ in node.inputs() if not node.is_widget(spec) or name in node.links
     ]
-
-
-def thumbnail(pictures: Sequence[Any], side: int = 512, limit: int = 60_000) -> bytes:
-    """A JPEG of at most `limit` bytes: one picture scaled to fit a square, or several as a grid."""
-    from io import BytesIO
-
-    from PIL import Image
-
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    card = Image.new("RGB", (side, side), (24, 24, 27))
-    room = (side // columns, side // rows)
-    for index, picture in enumerate(pictures):
-        scale = min(room[0] / picture.width, room[1] / picture.height)
-        small = picture.convert("RGB").resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-        corner = (index % columns * room[0] + (room[0] - small.width) // 2, index // columns * room[1] + (room[1] - small.height) // 2)
-        card.paste(small, corner)
-    for quality in (88, 80, 72, 60, 45, 30):
-        buffer = BytesIO()
-        card.save(buffer, "JPEG", quality=quality, optimize=True)
-        if buffer.tell() <= limit:
-            break
-    return buffer.getvalue()

@@ -1,377 +1,59 @@
 """Makes example_workflows/*.json and *.jpg and subgraphs/*.json anew.
 
-    python tests/support/make_workflows.py                 # the files, from the node definitions of the real server
-    python tests/support/make_workflows.py --thumbnails    # and the pictures, by running every workflow; do so after new weights
-    python tests/support/make_workflows.py --thumbnails 03 # only of workflows whose name begins so
+    python tests/support/make_workflows.py                 # the .json files, from the node definitions of the real server
+    python tests/support/make_workflows.py --thumbnails    # and the pictures, by running every workflow: do so after new weights
+    python tests/support/make_workflows.py --thumbnails 03 # only of workflows whose names begin so
 
-Needs a ComfyUI (see tests/support/comfy_boot.py). The files are the same whenever the nodes are.
+Needs a ComfyUI (see comfy_boot.py). The .json files are the same as long as the nodes are.
 """
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import workflows
 from comfy_boot import PACK
 from comfy_server import Server
-from graph_writer import BLUE, GREEN, GREY, ORANGE, PURPLE, Graph, Node, Out, thumbnail
-from template_workflows import TEMPLATES, blueprint
+from shipped_workflows import SHIPPED
+from template_workflows import CARDS, TEMPLATES, blueprint
+from workflow_cards import pictures_card, words_card
 
-PROMPT, SEED, SIDE = "a red house on the left", 7, 512
-HYPERNETWORK = "postcard_hypernetwork.safetensors"
-FOLDER = "HyperTransport/"  # in the host's output folder
-
-
-class Scene:
-    """The nodes that most workflows share: the model, a prompt, a latent; and how a picture comes of them."""
-
-    def __init__(self, info: Mapping[str, Any], note: str, *, prompt: str = PROMPT, batch: int = 1, weights: bool = True, height: int = 330) -> None:
-        self.graph = graph = Graph(info)
-        self.note = graph.note(note, height=height)
-        graph.beside(self.note, (0, 2 * 30 + 20))
-        self.world = graph.node("HyperTransportPostcard", width=260)
-        self.weights = graph.node("HyperTransportLoad", file=HYPERNETWORK, width=330) if weights else None
-        self.latent = graph.node("HyperTransportEmptyPostcardLatent", batch_size=batch, width=260)
-        clip = self.world.out("clip")
-        self.prompt = graph.node("CLIPTextEncode", title="Prompt", clip=clip, text=prompt, width=320, height=110)
-        self.negative = graph.node("CLIPTextEncode", title="Negative prompt (not used at cfg 1)", clip=clip, text="", width=320, height=90)
-
-    def model_group(self) -> None:
-        """The group of what everything starts from."""
-        first = [node for node in (self.world, self.weights, self.latent) if node is not None]
-        for node in first:
-            node.width = 330
-        self.graph.group("Model", BLUE, first)
-
-    def concept(self, text: str = "", height: int = 0, **more: Any) -> Node:
-        """A Concept Encoder."""
-        return self.graph.node("HyperTransportConceptEncoder", encoder=self.world.out("encoder"), text=text, width=320, height=height, **more)
-
-    def steer(self, model: Out, concept: Node, **more: Any) -> Node:
-        """A HyperTransport Steer."""
-        return self.graph.node("HyperTransportSteer", model=model, weights=self.weights.out(), concept=concept.out(), width=320, **more)
-
-    def sample(self, model: Out, *, latent: Out | None = None, prompt: Node | None = None, scaled: bool = True, muted: bool = False) -> list[Node]:
-        """KSampler, VAE Decode and, if `scaled`, Upscale."""
-        sampler = self.graph.node(
-            "KSampler", model=model, positive=(prompt or self.prompt).out(), negative=self.negative.out(), latent_image=latent or self.latent.out(),
-            seed=SEED, steps=4, cfg=1.0, sampler_name="euler", scheduler="simple", width=300, muted=muted,
-        )
-        decode = self.graph.node("VAEDecode", samples=sampler.out(), vae=self.world.out("vae"), width=300, muted=muted)
-        return [sampler, decode, self.scale(decode.out(), muted)] if scaled else [sampler, decode]
-
-    def scale(self, image: Out, muted: bool = False) -> Node:
-        """A picture eight times as large, its pixels crisp."""
-        return self.graph.node(
-            "ImageScale", title="Enlarge for viewing", image=image, upscale_method="nearest-exact", width_=SIDE, height_=SIDE, crop="disabled",
-            width=300, muted=muted,
-        )
-
-    def save(self, image: Out, name: str, title: str = "", side: int = 440, muted: bool = False) -> Node:
-        """Save Image, large enough to see the picture."""
-        return self.graph.node("SaveImage", title=title, images=image, filename_prefix=FOLDER + name, width=side, height=side + 70, muted=muted)
-
-    def show(self, image: Out, title: str, side: int = 300, muted: bool = False) -> Node:
-        """Preview Image, large enough to see the picture."""
-        return self.graph.node("PreviewImage", title=title, images=image, width=side, height=side + 50, muted=muted)
+FOLDER = PACK / "example_workflows"
+WITH_PREVIEWS = ("02",)  # their thumbnails show what goes in, too
+TWICE = ("09",)  # muted nodes read what the first run writes
 
 
-def words(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Steer a picture by a concept in words.** Nothing to download: the small model comes with the pack.
-
-1. Press **Run**.
-2. Move **strength** in *HyperTransport Steer*, press Run again. 0 is exactly the picture without steering, 1 the full concept; in between a part of it.
-3. Write another concept into *Concept Encoder*, such as `golden sunburst` or `emerald halftone`, or another prompt.
-
-Look at: the subject and its place stay, the look changes. Moving the slider encodes and predicts nothing again.""")
-    concept = scene.concept("teal mosaic")
-    scene.model_group()
-    scene.graph.group("What to draw, and how", GREEN, [scene.prompt, scene.negative, concept])
-    steer = scene.steer(scene.world.out("model"), concept)
-    scene.graph.group("Steer", PURPLE, [steer])
-    sampled = scene.sample(steer.out())
-    scene.graph.group("Sample", ORANGE, sampled)
-    scene.graph.group("Picture", GREY, [scene.save(sampled[-1].out(), "01_words")])
-    return scene.graph
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Make the example workflows and the blueprint.")
+    parser.add_argument("--thumbnails", nargs="*", metavar="BEGINNING", help="run the workflows, all or those whose names begin so, for their pictures")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server.start(Path(folder))
+        try:
+            write_all(server.object_info())
+            if options.thumbnails is not None:
+                for name in [*SHIPPED, *TEMPLATES]:
+                    if name.startswith(tuple(options.thumbnails) or ("",)):
+                        make_thumbnail(server, name)
+        finally:
+            server.stop()
+    return 0
 
 
-def reference_picture(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Steer by a picture instead of words.**
-
-1. Press **Run**: the look of the reference picture goes onto the house. No word names it.
-2. Choose another look in *Postcard Reference*, or connect **Load Image** with a picture of your own instead.
-3. Several pictures as a batch are averaged: raise *pictures*, and the look is told better from what stands on it.
-
-Look at: what stands on the reference does not come along, its look does.""")
-    reference = scene.graph.node("HyperTransportPostcardReference", concept="golden sunburst", seed=5, pictures=1, width=320)
-    concept = scene.concept("", images=reference.out())
-    scene.model_group()
-    larger = scene.scale(reference.out())
-    larger.width = 320
-    scene.graph.group("Reference picture", GREEN, [reference, larger, scene.show(larger.out(), "The reference", 320)])
-    scene.graph.group("Prompt and concept", GREEN, [scene.prompt, scene.negative, concept])
-    steer = scene.steer(scene.world.out("model"), concept)
-    scene.graph.group("Steer", PURPLE, [steer])
-    sampled = scene.sample(steer.out())
-    scene.graph.group("Sample", ORANGE, sampled)
-    scene.graph.group("Picture", GREY, [scene.save(sampled[-1].out(), "02_reference_picture")])
-    return scene.graph
-
-
-def strength_sheet(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Several strengths and concepts on one labelled sheet**, sampled in a single pass with the same noise.
-
-1. Press **Run**.
-2. Write other **strengths** into *Strength Sheet*, such as `-0.5, 0, 0.5, 1, 1.5`, or other concepts, one per line, into *Concept Encoder*.
-
-Look at: the column 0 is the same in every row, bit for bit: no steering. To the right the concept grows; the house stays.""")
-    graph = scene.graph
-    concept = scene.concept("teal mosaic\ngolden sunburst\nemerald halftone", mode="one per row", height=220)
-    maps = graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=concept.out(), width=320)
-    sheet = graph.node(
-        "HyperTransportStrengthSheet", model=scene.world.out("model"), maps=maps.out(), latent=scene.latent.out(), strengths="0, 0.25, 0.5, 0.75, 1",
-        width=320,
-    )
-    scene.model_group()
-    graph.group("What to draw, and how", GREEN, [scene.prompt, scene.negative, concept])
-    graph.group("Strengths and concepts", PURPLE, [maps, sheet])
-    sampled = scene.sample(sheet.out("model"), latent=sheet.out("latent"), scaled=False)
-    draw = graph.node("HyperTransportDrawSheet", images=sampled[-1].out(), sheet=sheet.out("sheet"), picture_size=192, title=PROMPT, width=300)
-    graph.group("Sample", ORANGE, [*sampled, draw])
-    graph.group("Sheet", GREY, [graph.node("SaveImage", images=draw.out(), filename_prefix=FOLDER + "03_strength_sheet", width=720, height=600)])
-    return graph
-
-
-def two_concepts(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Two concepts in one picture, in two ways.**
-
-Above: *Mix Concepts* asks the hypernetwork for a concept **between** the two. Below: *Combine Maps* lets **both** act, each with its weight.
-
-1. Press **Run** and compare.
-2. Change the weights: 0 leaves a concept out, below 0 leads away from it. Only the direction of a mix counts; in *Combine Maps* 0.5 is half of the effect.
-
-Look at: the mix is calmer, the sum stronger; with opposite concepts they differ most.""")
-    graph, model = scene.graph, scene.world.out("model")
-    first, second = scene.concept("teal mosaic"), scene.concept("golden sunburst")
-    scene.model_group()
-    graph.group("Prompt and two concepts", GREEN, [first, second], [scene.prompt, scene.negative])
-    left = graph.right
-    mix = graph.node("HyperTransportMixConcepts", concept_1=first.out(), weight_1=1.0, concept_2=second.out(), weight_2=1.0, width=300)
-    steer = scene.steer(model, mix)
-    mixed = scene.sample(steer.out())
-    _, low = graph.group(
-        "A concept between the two", PURPLE, [mix], [steer], mixed, [scene.save(mixed[-1].out(), "04_mixed", "Mixed", 400)], at=(left, 0)
-    )
-    maps = [graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=one.out(), width=300) for one in (first, second)]
-    combine = graph.node(
-        "HyperTransportCombineMaps", first=maps[0].out(), second=maps[1].out(), how="sum", first_weight=0.7, second_weight=0.7, width=300
-    )
-    both = graph.node("HyperTransportSteerWithMaps", model=model, maps=combine.out(), width=320)
-    summed = scene.sample(both.out())
-    graph.group(
-        "Both at once", PURPLE, [*maps, combine], [both], summed, [scene.save(summed[-1].out(), "04_combined", "Combined", 400)], at=(left, low + 40)
-    )
-    return graph
-
-
-def removal(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Take a concept away.** The prompt asks for crimson gingham; *Invert Maps* undoes what the concept does.
-
-1. Press **Run** and compare: above with the concept, below without it.
-2. Move the **strength**: 0 is the picture above, 1 the exact inverse.
-
-Look at: the checks go, the house stays. The inverse is not the same as a negative strength: 1 undoes each map exactly.""", prompt=PROMPT + ", crimson gingham")
-    graph, model = scene.graph, scene.world.out("model")
-    concept = scene.concept("crimson gingham")
-    maps = graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=concept.out(), width=320)
-    inverse = graph.node("HyperTransportInvertMaps", maps=maps.out(), width=320)
-    scene.model_group()
-    graph.group("What to draw, and what to remove", GREEN, [scene.prompt, scene.negative, concept])
-    left = graph.right
-    before = scene.sample(model)
-    steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=inverse.out(), strength=1.0, width=320)
-    after = scene.sample(steer.out())
-    _, low = graph.group(
-        "Removed", PURPLE, [maps, inverse], [steer], after, [scene.save(after[-1].out(), "05_removed", "Without the concept", 400)], at=(left, 0)
-    )
-    graph.group("As the prompt says", ORANGE, before[:1], before[1:], [scene.save(before[-1].out(), "05_before", "As the prompt says", 400)],
-                at=(left + 400, low + 40))
-    return graph
-
-
-def region_mask(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Another concept in each half.** A mask says where a concept acts: 1 = fully, 0 = not at all. Two Steer nodes in a row, one with the mask, one with its inverse.
-
-1. Press **Run**.
-2. Change the white part in *Mask* (its width, and x in *MaskComposite*), or raise *right* in *FeatherMask* for a softer border.
-
-Look at: masks act inside the network, on a grid of 16 × 16 and coarser; so a border is a few pixels soft and what crosses it fits.""", prompt="a large white castle")
-    graph = scene.graph
-    ground = graph.node("SolidMask", title="Nowhere", value=0.0, width_=64, height_=64, width=300)
-    white = graph.node("SolidMask", title="Mask", value=1.0, width_=32, height_=64, width=300)
-    mask = graph.node("MaskComposite", destination=ground.out(), source=white.out(), x=0, y=0, operation="add", width=300)
-    soft = graph.node("FeatherMask", mask=mask.out(), right=4, width=300)
-    inverse = graph.node("InvertMask", title="The other half", mask=soft.out(), width=300)
-    seen = graph.node("MaskPreview", title="Where the first concept acts", mask=soft.out(), width=300, height=340)
-    first, second = scene.concept("golden sunburst"), scene.concept("teal mosaic")
-    scene.model_group()
-    graph.group("Mask", GREY, [ground, white, mask], [soft, inverse, seen])
-    graph.group("Prompt", GREEN, [scene.prompt, scene.negative])
-    left = graph.right
-    one = scene.steer(scene.world.out("model"), first, mask=soft.out())
-    two = scene.steer(one.out(), second, mask=inverse.out())
-    graph.group("Left half", PURPLE, [first, one], at=(left, 0))
-    graph.group("Right half", PURPLE, [second, two])
-    sampled = scene.sample(two.out())
-    graph.group("Sample", ORANGE, sampled)
-    graph.group("Picture", GREY, [scene.save(sampled[-1].out(), "06_region_mask")])
-    return graph
-
-
-def early_or_late(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Only in the first or only in the last steps.** *start_percent* and *end_percent* say from where to where in the noise schedule a concept acts.
-
-1. Press **Run** and compare the three rows.
-2. Move the border: `end_percent` of the first row and `start_percent` of the second.
-
-Look at: the early half decides on large shapes and colours, the late half on texture. Both halves together are the whole.""")
-    graph = scene.graph
-    concept = scene.concept("teal mosaic")
-    scene.model_group()
-    graph.group("What to draw, and how", GREEN, [scene.prompt, scene.negative, concept])
-    left, low = graph.right, 0
-    for name, title, start, end in (("early", "Early: 0 to 0.5", 0.0, 0.5), ("late", "Late: 0.5 to 1", 0.5, 1.0), ("whole", "All steps: 0 to 1", 0.0, 1.0)):
-        steer = scene.steer(scene.world.out("model"), concept, start_percent=start, end_percent=end)
-        sampled = scene.sample(steer.out())
-        _, low = graph.group(title, PURPLE, [steer], sampled, [scene.save(sampled[-1].out(), f"07_{name}", title, 400)], at=(left, low))
-        low += 40
-    return graph
-
-
-def concept_per_row(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Another concept for every picture of a batch**, in one sampling pass: three in words and one shown by a picture.
-
-1. Press **Run**: four pictures. Click one to see it large, the arrows go on.
-2. Change the lines. *Empty Postcard Latent* needs as many rows as there are lines and pictures.
-
-Look at: each row has its own noise and its own concept. The encoder's *mode* is `one per row`; with `average` all four would be one concept.""", batch=4, prompt="a large white castle")
-    graph = scene.graph
-    reference = graph.node("HyperTransportPostcardReference", concept="desert at dusk", seed=5, pictures=1, width=320)
-    concept = scene.concept("teal mosaic\ngolden sunburst\nemerald halftone", mode="one per row", images=reference.out(), height=220)
-    scene.model_group()
-    graph.group("What to draw, and how", GREEN, [scene.prompt, scene.negative], [reference, concept])
-    steer = scene.steer(scene.world.out("model"), concept)
-    graph.group("Steer", PURPLE, [steer])
-    sampled = scene.sample(steer.out())
-    graph.group("Sample", ORANGE, sampled)
-    graph.group("Pictures", GREY, [scene.save(sampled[-1].out(), "08_concept", side=520)])
-    return graph
-
-
-def save_load_export(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Keep a concept as a small file**, for Load Maps or, as a LoRA, for people without this pack.
-
-1. Press **Run**: the maps go to `models/hypertransport`, the LoRA to `models/loras`; each says where below.
-2. The two rows below are muted, as their files are not there before. Now select both (Ctrl + drag), press **Ctrl + M**, and **Run** again.
-
-Look at: all three pictures are the same. With the files neither hypernetwork nor encoder is needed. After more runs choose the newest file (press R to refresh the lists).""", height=380)
-    graph, model = scene.graph, scene.world.out("model")
-    concept = scene.concept("teal mosaic")
-    maps = graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=concept.out(), width=320)
-    scene.model_group()
-    graph.group("What to draw, and how", GREEN, [scene.prompt, scene.negative, concept])
-    left = graph.right
-    steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=maps.out(), width=320)
-    sampled = scene.sample(steer.out())
-    thumbnail_node = scene.save(sampled[-1].out(), "09_original", "Steered, also the thumbnail", 330)
-    keep = graph.node("HyperTransportSaveMaps", maps=maps.out(), filename_prefix="postcard_teal_mosaic", thumbnail=sampled[-1].out(), width=330)
-    export = graph.node("HyperTransportExportLora", model=model, maps=maps.out(), filename_prefix="postcard_teal_mosaic_lora", width=330)
-    told = graph.node("PreviewAny", title="What was written", source=export.out("summary"), width=330, height=150)
-    _, low = graph.group("Make, save and export", PURPLE, [maps, steer], sampled, [thumbnail_node], [keep, export, told], at=(left, 0))
-    load = graph.node("HyperTransportLoadMaps", maps_file="postcard_teal_mosaic_00001.safetensors", width=320, muted=True)
-    again = graph.node("HyperTransportSteerWithMaps", model=model, maps=load.out(), width=320, muted=True)
-    row = scene.sample(again.out(), muted=True)
-    _, low = graph.group("Load the maps (muted until they are there)", GREY, [load, again], row,
-                         [scene.save(row[-1].out(), "09_loaded", "From the maps file", 330, muted=True)], at=(left, low + 40))
-    lora = graph.node("LoraLoaderModelOnly", model=model, lora_name="postcard_teal_mosaic_lora_00001.safetensors", strength_model=1.0, width=320, muted=True)
-    row = scene.sample(lora.out(), muted=True)
-    graph.group("Load the LoRA, by a stock node (muted until it is there)", GREY, [lora], row,
-                [scene.save(row[-1].out(), "09_lora", "From the LoRA", 330, muted=True)], at=(left, low + 40))
-    return graph
-
-
-def fit(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**A concept without a hypernetwork**: *Fit Maps* learns it from prompts alone, for any model you load. Here in about a minute on one core.
-
-1. Press **Run** and wait; the bar shows progress, and it can be cancelled.
-2. Change the concept or the prompts. More *iterations* are better and slower. *Mean-AcT* and *Linear-AcT* take seconds and are weaker.
-3. Keep what you like with *Save Maps*.
-
-Look at: left plain, right steered with the same noise. The prompt does not name the concept.""", weights=False)
-    graph, model = scene.graph, scene.world.out("model")
-    fitted = graph.node(
-        "HyperTransportFitMaps", model=model, clip=scene.world.out("clip"), latent=scene.latent.out(), concept="teal mosaic", method="LinEAS",
-        **FIT, width=420, height=640,
-    )
-    told = graph.node("PreviewAny", title="Report", source=fitted.out("report"), width=420, height=110)
-    scene.model_group()
-    graph.group("Prompt", GREEN, [scene.prompt, scene.negative])
-    graph.group("Learn the concept", PURPLE, [fitted, told])
-    steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=fitted.out("maps"), width=320)
-    graph.group("Steer", PURPLE, [steer])
-    plain, sampled = scene.sample(model), scene.sample(steer.out())
-    graph.group("Sample", ORANGE, plain, sampled)
-    graph.group("Pictures", GREY, [scene.show(plain[-1].out(), "Without", 330), scene.save(sampled[-1].out(), "10_fitted", "With the fitted maps", 330)])
-    return graph
-
-
-FIT = {"site_set": "attention_mlp", "iterations": 40, "sampling_steps": 2}
-
-
-def inspect(info: Mapping[str, Any]) -> Graph:
-    scene = Scene(info, """\
-**Where in the network does a concept act, and how strongly?**
-
-1. Press **Run**. The plot has one bar per place of the network, from the first block to the last; the black marks are the second concept.
-2. Write other concepts, and compare what is alike with what is not.
-
-Look at: the cosines. Two colours of one pattern are alike in many places, a pattern and a landscape in few.""")
-    graph = scene.graph
-    graph.nodes = [node for node in graph.nodes if node not in (scene.latent, scene.prompt, scene.negative)]
-    scene.world.width = scene.weights.width = 330
-    graph.group("Model", BLUE, [scene.world, scene.weights])
-    concepts = scene.concept("teal mosaic"), scene.concept("crimson gingham")
-    graph.group("Two concepts", GREEN, concepts)
-    maps = [graph.node("HyperTransportPredictMaps", title=title, weights=scene.weights.out(), concept=one.out(), width=300)
-            for title, one in zip(("Maps of the first", "Maps of the second"), concepts)]
-    look = graph.node("HyperTransportInspectMaps", maps=maps[0].out(), second_maps=maps[1].out(), width=300)
-    graph.group("Maps", PURPLE, [*maps, look])
-    plot = graph.node("SaveImage", title="Plot", images=look.out("plot"), filename_prefix=FOLDER + "11_inspect", width=760, height=640)
-    told = graph.node("PreviewAny", title="In words", source=look.out("summary"), width=760, height=240)
-    graph.group("Plot and summary", GREY, [plot, told])
-    return graph
-
-
-SHIPPED: dict[str, Callable[[Mapping[str, Any]], Graph]] = {
-    "01_words": words, "02_reference_picture": reference_picture, "03_strength_sheet": strength_sheet, "04_two_concepts_mixed": two_concepts,
-    "05_removal": removal, "06_region_mask": region_mask, "07_early_or_late_steps": early_or_late, "08_one_concept_per_row": concept_per_row,
-    "09_save_load_export_lora": save_load_export, "10_fit_without_hypernetwork": fit, "11_inspect": inspect, **TEMPLATES,
-}
+def write_all(info: dict[str, Any]) -> None:
+    """Every .json file."""
+    for name, build in {**SHIPPED, **TEMPLATES}.items():
+        graph = build(info)
+        if graph.overlaps():
+            raise SystemExit(f"{name}: {'; '.join(graph.overlaps())} overlap")
+        write(FOLDER / f"{name}.json", graph.workflow())
+    write(PACK / "subgraphs" / "Concept steer.json", blueprint(info))
 
 
 def write(path: Path, content: Any) -> None:
@@ -380,40 +62,39 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(description="Make the example workflows and the blueprint.")
-    parser.add_argument("--thumbnails", nargs="*", metavar="BEGINNING", help="run the workflows and make their pictures")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        server = Server.start(Path(folder))
-        try:
-            for name, build in SHIPPED.items():
-                graph = build(server.object_info())
-                if graph.overlaps():
-                    raise SystemExit(f"{name}: {'; '.join(graph.overlaps())} overlap")
-                write(PACK / "example_workflows" / f"{name}.json", graph.workflow())
-            write(PACK / "subgraphs" / "Concept steer.json", blueprint(server.object_info()))
-            if options.thumbnails is not None:
-                chosen = [name for name in SHIPPED if name.startswith(tuple(options.thumbnails) or ("",))]
-                for name in chosen:
-                    make_thumbnail(server, name)
-        finally:
-            server.stop()
-    return 0
-
-
 def make_thumbnail(server: Server, name: str) -> None:
-    """Run a workflow and make its picture of what it saves; a template for other models shows the sheet of the shipped one."""
-    shown = workflows.load(PACK / "example_workflows" / f"{'03_strength_sheet' if name in TEMPLATES else name}.json")
-    result = server.run(workflows.to_prompt(shown, server.object_info()), timeout=900)
+    """Run a workflow and make its card of the pictures it saves, with the titles of the nodes that show them."""
+    if name in CARDS:
+        data, seconds = words_card(*CARDS[name]), 0.0
+    else:
+        workflow = workflows.load(FOLDER / f"{name}.json")
+        found, seconds = run(server, workflow)
+        if name.startswith(TWICE):
+            found, _ = run(server, unmuted(workflow))
+        shown = [(title, picture) for title, picture, kind in found if kind == "output" or name.startswith(WITH_PREVIEWS)]
+        data = pictures_card([picture for _, picture in shown], [title for title, _ in shown])
+    (FOLDER / f"{name}.jpg").write_bytes(data)
+    print(f"{name}.jpg: {len(data)} bytes, run in {seconds:.1f} s", file=sys.stderr)
+
+
+def run(server: Server, workflow: dict[str, Any]) -> tuple[list[tuple[str, Any, str]], float]:
+    """(title of the node, picture, `output` or `temp`) of every picture a workflow shows, by node; and the seconds."""
+    prompt = workflows.to_prompt(workflow, server.object_info())
+    result = server.run(prompt, timeout=900)
     if result.status != "success":
-        raise SystemExit(f"{name}: {result.sentences()}")
-    saved = [image for _, one in sorted(result.outputs.items(), key=lambda item: int(item[0])) for image in one.get("images", ())]
-    kept = [server.picture(image) for image in saved if image["type"] == "output"] or [server.picture(image) for image in saved]
-    data = thumbnail(kept)
-    (PACK / "example_workflows" / f"{name}.jpg").write_bytes(data)
-    print(f"{name}.jpg: {len(data)} bytes, {result.seconds:.1f} s", file=sys.stderr)
+        raise SystemExit(result.sentences())
+    found = []
+    for key, shown in sorted(result.outputs.items(), key=lambda item: int(item[0])):
+        found += [(prompt[key]["_meta"]["title"], server.picture(image), image["type"]) for image in shown.get("images", ())]
+    return found, result.seconds
+
+
+def unmuted(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The same with every node on."""
+    workflow = copy.deepcopy(workflow)
+    for node in workflow["nodes"]:
+        node["mode"] = 0
+    return workflow
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ NITRO = """\
 *One-Step Sampling* at timestep 400 scales the noise as the model expects; the stock nodes alone make it pale."""
 
 PROMPT, CONCEPT = "a red house beside a lake", "stained glass"
-START = (0, 80)
 
 
 def _concept(graph: Graph, file: str) -> tuple[Any, Any, Any]:
@@ -52,7 +51,7 @@ def _concept(graph: Graph, file: str) -> tuple[Any, Any, Any]:
 
 def dmd2(info: Mapping[str, Any]) -> Graph:
     graph = Graph(info)
-    graph.beside(graph.note(DMD2, width=520, height=500, title="Which file goes where"), START)
+    note = graph.note(DMD2, width=560, height=520, title="Which file goes where")
     checkpoint = graph.node("CheckpointLoaderSimple", ckpt_name="sd_xl_base_1.0.safetensors", width=360)
     lora = graph.node(
         "LoraLoaderModelOnly", model=checkpoint.out("model"), lora_name="dmd2_sdxl_4step_lora_fp16.safetensors", strength_model=1.0, width=360
@@ -60,7 +59,7 @@ def dmd2(info: Mapping[str, Any]) -> Graph:
     latent = graph.node("EmptyLatentImage", width_=1024, height_=1024, batch_size=1, width=360)
     weights, encoder, concept = _concept(graph, "dmd2_sdxl_hypernetwork.safetensors")
     prompt = graph.node("CLIPTextEncode", title="Prompt", clip=checkpoint.out("clip"), text=PROMPT, width=360, height=110)
-    graph.group("Model: SDXL with the DMD2 LoRA", BLUE, [checkpoint, lora, latent])
+    graph.corner(note, "Model: SDXL with the DMD2 LoRA", BLUE, [checkpoint, lora, latent])
     graph.group("What to draw, and how", GREEN, [prompt, weights, encoder, concept])
     steer = graph.node("HyperTransportSteer", model=lora.out(), weights=weights.out(), concept=concept.out(), width=320)
     graph.group("Steer", PURPLE, [steer])
@@ -74,14 +73,14 @@ def dmd2(info: Mapping[str, Any]) -> Graph:
 
 def nitro(info: Mapping[str, Any]) -> Graph:
     graph = Graph(info)
-    graph.beside(graph.note(NITRO, width=520, height=540, title="Which file goes where"), START)
+    note = graph.note(NITRO, width=560, height=560, title="Which file goes where")
     unet = graph.node("UNETLoader", unet_name="nitro_1_pixart.safetensors", weight_dtype="default", width=360)
     clip = graph.node("CLIPLoader", clip_name="t5xxl_fp16.safetensors", type="pixart", device="default", width=360)
     vae = graph.node("VAELoader", vae_name="sdxl_vae.safetensors", width=360)
     latent = graph.node("EmptyLatentImage", width_=1024, height_=1024, batch_size=1, width=360)
     weights, encoder, concept = _concept(graph, "nitro_1_pixart_hypernetwork.safetensors")
     prompt = graph.node("CLIPTextEncode", title="Prompt", clip=clip.out(), text=PROMPT, width=360, height=110)
-    graph.group("Model: Nitro-1-PixArt", BLUE, [unet, clip, vae, latent])
+    graph.corner(note, "Model: Nitro-1-PixArt", BLUE, [unet, clip, vae, latent])
     graph.group("What to draw, and how", GREEN, [prompt, weights, encoder, concept])
     steer = graph.node("HyperTransportSteer", model=unet.out(), weights=weights.out(), concept=concept.out(), width=320)
     graph.group("Steer", PURPLE, [steer])

@@ -368,8 +368,8 @@ def _check_backbone(header: Mapping[str, Any], path: str | Path, network: nn.Mod
             found = "no such site"
         if found != f"{site.channels} channels":
             raise FileError(f"{path} was made for {mine}, the connected model is {connected}, which has {found} at "
-                            f"'{site.path}', expected {site.channels} channels: connect a {made_for} model or choose "
-                            "another file")
+                            f"'{site.path}', expected {site.channels} channels: connect the model it was made for, or "
+                            "choose another file")
     agreement = weights_agreement(backbone.get("fingerprint", {}), network)
     if agreement is None or agreement > 0.98:
         return []

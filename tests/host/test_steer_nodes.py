@@ -206,7 +206,7 @@ def test_weights_of_another_family_are_refused_before_sampling(weights):
 
     other = tiny_host("pixart")
     with pytest.raises(
-        ValueError, match="made for sd15 .* connected model is PixArtMS.* no such site .* connect a sd15 model"
+        ValueError, match="made for sd15 .* model is PixArtMS.* no such site .* connect the model it was made for"
     ) as refusal:
         steer(other, weights, concept(1))
     assert one_sentence(str(refusal.value))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,24 @@ class Fitter:
             )
 
         return self._kept(("lineas:" + concept, iterations), fit, iterations * cost_of_step(self.settings))
+
+    def fresh(self, kind: str, iterations: int) -> list[float]:
+        """Seconds of the fits of a kind ("lineas:", "mean_act:") that this run made itself."""
+        return [
+            value
+            for (name, count), value in self.seconds.items()
+            if name.startswith(kind) and count == iterations and (name, count) not in self.from_cache
+        ]
+
+    def time_one(self, concept: str, iterations: int) -> None:
+        """Make a LinEAS fit anew, whatever the cache holds, so that its seconds are those of this run."""
+        cache, self.settings = self.settings, replace(self.settings, cache=None)
+        try:
+            self._memory.pop(("lineas:" + concept, iterations), None)
+            self.from_cache.discard(("lineas:" + concept, iterations))
+            self.lineas(concept, iterations)
+        finally:
+            self.settings = cache
 
     def mean_act(self, concept: str) -> TransportMaps:
         """Mean-AcT maps (arXiv 2410.23054) of one concept."""

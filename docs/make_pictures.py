@@ -220,6 +220,13 @@ def site_sizes(maps: Any) -> list[tuple[str, str, float]]:
 
 
 @picture
+def postcard_reference(world: World) -> Tensor:
+    names = ("teal mosaic", "city at night", "golden sunburst", "crimson gingham", "matrix code")
+    drawn = [world.one("PostcardReference", concept=name, seed=5, pictures=3).movedim(-1, 1) for name in names]
+    return world.sheet(names, [("", [pictures[row] for pictures in drawn]) for row in range(3)])
+
+
+@picture
 def combine_maps(world: World) -> Tensor:
     first, second = world.maps("charcoal crosshatching"), world.maps("violet flames")
     weights = {"first_weight": 1.0, "second_weight": 1.0}
@@ -370,12 +377,8 @@ def dmd2_sigmas(world: World) -> Tensor:
 
 @picture
 def inspect_maps(world: World) -> Tensor:
-    node = world.nodes["InspectMaps"]
-    inputs = {entry.id: entry for entry in node.GET_SCHEMA().inputs}
-    maps, other = world.maps(SHOWN[0]), world.maps(SHOWN[1])
-    names = [name for name, entry in inputs.items() if entry.io_type == "TRANSPORT_MAPS"]
-    images = world.one("InspectMaps", **dict(zip(names, (maps, other))))
-    return images[0].movedim(-1, 0)
+    plot = world.one("InspectMaps", maps=world.maps("teal mosaic"), second_maps=world.maps("copper halftone"))
+    return plot[0].movedim(-1, 0)
 
 
 def save(path: Path, image: Tensor) -> int:

@@ -143,7 +143,7 @@ def _blocks(pen: _Pen, left: float, y: float, width: float, columns: _Columns) -
     """Numbers of the blocks below a column of panels, as far as there is room, and the names of the stages."""
     step = width / len(columns.blocks)
     stages: list[tuple[str, int, int]] = []
-    for index, (stage, number) in enumerate(columns.blocks):
+    for index, (stage, _) in enumerate(columns.blocks):
         if stages and stages[-1][0] == stage:
             stages[-1] = (stage, stages[-1][1], index + 1)
         else:

@@ -72,8 +72,8 @@ def _inputs() -> list[io.Input]:
         io.Combo.Input("site_set", options=list(SETS), default="attention_mlp", tooltip=(
             "Which places of the network are steered. attention_mlp: what attention and MLPs put out, the usual choice. "
             "norm: the norms, stronger on texture. mlp: MLPs only. all: attention, MLPs and norms.")),
-        io.Int.Input("iterations", default=100, min=1, max=5000, tooltip=(
-            "Optimisation steps of LinEAS, 1 to 5000; the other methods ignore it. 50 to 100 show the concept, 200 to 1000 "
+        io.Int.Input("iterations", default=50, min=1, max=5000, tooltip=(
+            "Optimisation steps of LinEAS, 1 to 5000; the other methods ignore it. 50 show the concept, 200 to 1000 "
             "refine it.")),
         io.Int.Input("sampling_steps", default=4, min=1, max=50, tooltip=(
             "Noise levels that LinEAS looks at, 1 to 50, spread evenly over sampling; the time grows with it. 1 for "

@@ -283,12 +283,13 @@ def trainable(model: nn.Module) -> Iterator[None]:
     try:
         with torch.inference_mode(False), torch.enable_grad():
             for module in model.modules():
-                for table in (module._parameters, module._buffers):
+                tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+                for table in tables:
                     for name, value in table.items():
                         if value is not None and value.is_inference():
                             undo.append((table, name, value))
                             copy = value.detach().clone()
-                            table[name] = nn.Parameter(copy, False) if table is module._parameters else copy
+                            table[name] = nn.Parameter(copy, False) if isinstance(value, nn.Parameter) else copy
             yield
     finally:
         for table, name, value in reversed(undo):

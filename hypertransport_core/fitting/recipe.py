@@ -38,7 +38,7 @@ class Recipe:
     samples: int = 16
     batch: int = 8
     at_once: int = 8
-    iterations: int = 100
+    iterations: int = 50
     learning_rate: float = 0.0
     steps: int = 4
     seed: int = 0

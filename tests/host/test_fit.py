@@ -66,7 +66,8 @@ def word_clip(context: int, pooled: int) -> Any:
                 seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:6], "big")
                 return torch.randn(width, generator=torch.Generator().manual_seed(seed))
             words = [word for word, _ in tokens["w"][0]]
-            return torch.stack([vector(w, context) for w in words])[None], torch.stack([vector("p" + w, pooled) for w in words]).mean(0)[None] if pooled else None
+            states = torch.stack([vector(w, context) for w in words])[None]
+            return states, torch.stack([vector("p" + w, pooled) for w in words]).mean(0)[None] if pooled else None
 
         def load_sd(self, sd: dict) -> None:
             pass

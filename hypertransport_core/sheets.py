@@ -203,7 +203,7 @@ def _draw_label(sheet: Any, draw: Any, row: Row, x: int, y: int, width: int, hei
     if row.thumbnail is not None and height - words - GAP > 24:
         thumbnail = _fitted(row.thumbnail, width, min(height - words - GAP, 120))
     total = words + (thumbnail.shape[1] + GAP if thumbnail is not None else 0)
-    at = y + max(0, (height - total) // 2)
+    at: float = y + max(0, (height - total) // 2)
     if thumbnail is not None:
         _paste(sheet, draw, thumbnail, x, at)
         at += thumbnail.shape[1] + GAP

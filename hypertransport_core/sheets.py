@@ -226,13 +226,14 @@ def _fitted(picture: Tensor, width: int, height: int) -> Tensor:
     )
 
 
-def _paste(sheet: Any, draw: Any, picture: Tensor, x: int, y: int) -> None:
+def _paste(sheet: Any, draw: Any, picture: Tensor, x: float, y: float) -> None:
     from PIL import Image, ImageDraw
 
     values = (picture.detach().float().cpu().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8)
     image = Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
     corners = Image.new("L", image.size, 0)
     ImageDraw.Draw(corners).rounded_rectangle((0, 0, image.width - 1, image.height - 1), CORNER, fill=255)
+    x = int(x)
     sheet.paste(image, (x, int(y)), corners)
     draw.rounded_rectangle((x, int(y), x + image.width - 1, int(y) + image.height - 1), CORNER, outline=EDGE)
 

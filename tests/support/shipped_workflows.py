@@ -9,13 +9,13 @@ from graph_writer import BLUE, GREEN, GREY, ORANGE, PURPLE, Graph, Node, Out
 PROMPT, SEED, SIDE = "a red house on the left", 7, 512
 HYPERNETWORK = "postcard_hypernetwork.safetensors"
 FOLDER = "HyperTransport/"  # in the host's output folder
-FIT = {"site_set": "attention_mlp", "iterations": 40, "sampling_steps": 2}
+FIT = {"site_set": "attention_mlp", "iterations": 40, "sampling_steps": 1}
 
 
 class Scene:
     """The nodes that most workflows share: the model, a prompt, a latent; and how a picture comes of them."""
 
-    def __init__(self, info: Mapping[str, Any], note: str, *, prompt: str = PROMPT, batch: int = 1, weights: bool = True, height: int = 330) -> None:
+    def __init__(self, info: Mapping[str, Any], note: str, *, prompt: str = PROMPT, batch: int = 1, weights: bool = True, height: int = 240) -> None:
         self.graph = graph = Graph(info)
         self.note = graph.note(note, height=height)
         self.world = graph.node("HyperTransportPostcard")
@@ -71,7 +71,8 @@ class Scene:
 
 def words(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Steer a picture by a concept in words.** Nothing to download: the small model comes with the pack.
+## Steer a picture by a concept in words
+Nothing to download: the small model comes with the pack.
 
 1. Press **Run**.
 2. Move **strength** in *HyperTransport Steer*, press Run again. 0 is exactly the picture without steering, 1 the full concept; in between a part of it.
@@ -91,7 +92,7 @@ Look at: the subject and its place stay, the look changes. Moving the slider enc
 
 def reference_picture(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Steer by a picture instead of words.**
+## Steer by a picture instead of words
 
 1. Press **Run**: the look of the reference picture goes onto the house. No word names it.
 2. Choose another look in *Postcard Reference*, or connect **Load Image** with a picture of your own instead.
@@ -115,7 +116,8 @@ Look at: what stands on the reference does not come along, its look does.""")
 
 def strength_sheet(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Several strengths and concepts on one labelled sheet**, sampled in a single pass with the same noise.
+## Several strengths and concepts on one labelled sheet
+Sampled in a single pass with the same noise.
 
 1. Press **Run**.
 2. Write other **strengths** into *Strength Sheet*, such as `-0.5, 0, 0.5, 1, 1.5`, or other concepts, one per line, into *Concept Encoder*.
@@ -132,7 +134,7 @@ Look at: the column 0 is the same in every row, bit for bit: no steering. To the
     graph.group("What to draw, and how", GREEN, [scene.prompt, scene.negative, concept])
     graph.group("Strengths and concepts", PURPLE, [maps, sheet])
     sampled = scene.sample(sheet.out("model"), latent=sheet.out("latent"), scaled=False)
-    draw = graph.node("HyperTransportDrawSheet", images=sampled[-1].out(), sheet=sheet.out("sheet"), picture_size=192, title=PROMPT, width=300)
+    draw = graph.node("HyperTransportDrawSheet", images=sampled[-1].out(), sheet=sheet.out("sheet"), picture_size=192, title_=PROMPT, width=300)
     graph.group("Sample", ORANGE, [*sampled, draw])
     graph.group("Sheet", GREY, [graph.node("SaveImage", images=draw.out(), filename_prefix=FOLDER + "03_strength_sheet", width=720, height=600)])
     return graph
@@ -140,7 +142,7 @@ Look at: the column 0 is the same in every row, bit for bit: no steering. To the
 
 def two_concepts(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Two concepts in one picture, in two ways.**
+## Two concepts in one picture, in two ways
 
 Above: *Mix Concepts* asks the hypernetwork for a concept **between** the two. Below: *Combine Maps* lets **both** act, each with its weight.
 
@@ -167,7 +169,8 @@ Look at: the mix is calmer, the sum stronger; with opposite concepts they differ
 
 def removal(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Take a concept away.** The prompt asks for crimson gingham; *Invert Maps* undoes what the concept does.
+## Take a concept away
+The prompt asks for crimson gingham; *Invert Maps* undoes what the concept does.
 
 1. Press **Run** and compare: above with the concept, below without it.
 2. Move the **strength**: 0 is the picture above, 1 the exact inverse.
@@ -178,7 +181,7 @@ Look at: the checks go, the house stays. The inverse is not the same as a negati
     maps = graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=concept.out(), width=320)
     inverse = graph.node("HyperTransportInvertMaps", maps=maps.out(), width=320)
     scene.model_group()
-    graph.group("What to draw, and what to remove", GREEN, [scene.prompt, scene.negative, concept])
+    graph.group("Prompt and concept", GREEN, [scene.prompt, scene.negative, concept])
     left = graph.right
     low = scene.row("As the prompt says", ORANGE, [], model, "05_before", "As the prompt says", (left, 0))
     steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=inverse.out(), strength=1.0, width=320)
@@ -188,7 +191,8 @@ Look at: the checks go, the house stays. The inverse is not the same as a negati
 
 def region_mask(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Another concept in each half.** A mask says where a concept acts: 1 = fully, 0 = not at all. Two Steer nodes in a row, one with the mask, one with its inverse.
+## Another concept in each half
+A mask says where a concept acts: 1 = fully, 0 = not at all. Two Steer nodes in a row, one with the mask, one with its inverse.
 
 1. Press **Run**.
 2. Change the white part in *Mask* (its width, and x in *MaskComposite*), or raise *right* in *FeatherMask* for a softer border.
@@ -200,15 +204,15 @@ Look at: masks act inside the network, on a grid of 16 × 16 and coarser; so a b
     mask = graph.node("MaskComposite", destination=ground.out(), source=white.out(), x=0, y=0, operation="add", width=300)
     soft = graph.node("FeatherMask", mask=mask.out(), right=4, width=300)
     inverse = graph.node("InvertMask", title="The other half", mask=soft.out(), width=300)
-    seen = graph.node("MaskPreview", title="Where the first concept acts", mask=soft.out(), width=300, height=340)
+    seen = graph.node("MaskPreview", title="Where the first concept acts", mask=soft.out(), width=320, height=280)
     first, second = scene.concept("golden sunburst"), scene.concept("teal mosaic")
     scene.model_group()
-    graph.group("Mask", GREY, [ground, white, mask], [soft, inverse, seen])
-    graph.group("Prompt", GREEN, [scene.prompt, scene.negative])
     left = graph.right
+    _, low = graph.group("Prompt", GREEN, [scene.prompt], [scene.negative])
+    graph.group("Mask", GREY, [ground, white, mask], [soft, inverse, seen], at=(left, low + 30))
     one = scene.steer(scene.world.out("model"), first, mask=soft.out())
     two = scene.steer(one.out(), second, mask=inverse.out())
-    graph.group("Left half", PURPLE, [first, one], at=(left, 0))
+    graph.group("Left half", PURPLE, [first, one])
     graph.group("Right half", PURPLE, [second, two])
     sampled = scene.sample(two.out())
     graph.group("Sample", ORANGE, sampled)
@@ -218,7 +222,8 @@ Look at: masks act inside the network, on a grid of 16 × 16 and coarser; so a b
 
 def early_or_late(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Only in the first or only in the last steps.** *start_percent* and *end_percent* say from where to where in the noise schedule a concept acts.
+## Only in the first or only in the last steps
+*start_percent* and *end_percent* say from where to where in the noise schedule a concept acts.
 
 1. Press **Run** and compare the three rows.
 2. Move the border: `end_percent` of the first row and `start_percent` of the second.
@@ -237,7 +242,8 @@ Look at: the early half decides on large shapes and colours, the late half on te
 
 def concept_per_row(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Another concept for every picture of a batch**, in one sampling pass: three in words and one shown by a picture.
+## Another concept for every picture of a batch
+In one sampling pass: three in words and one shown by a picture.
 
 1. Press **Run**: four pictures. Click one to see it large, the arrows go on.
 2. Change the lines. *Empty Postcard Latent* needs as many rows as there are lines and pictures.
@@ -258,12 +264,13 @@ Look at: each row has its own noise and its own concept. The encoder's *mode* is
 
 def save_load_export(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Keep a concept as a small file**, for Load Maps or, as a LoRA, for people without this pack.
+## Keep a concept as a small file
+For Load Maps or, as a LoRA, for people without this pack.
 
 1. Press **Run**: the maps go to `models/hypertransport`, the LoRA to `models/loras`; each says where below.
 2. The two rows below are muted, as their files are not there before. Now select both (Ctrl + drag), press **Ctrl + M**, and **Run** again.
 
-Look at: all three pictures are the same. With the files neither hypernetwork nor encoder is needed. After more runs choose the newest file (press R to refresh the lists).""", height=380)
+Look at: all three pictures are the same. With the files neither hypernetwork nor encoder is needed. After more runs choose the newest file (press R to refresh the lists).""", height=290)
     graph, model = scene.graph, scene.world.out("model")
     concept = scene.concept("teal mosaic")
     maps = graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=concept.out(), width=320)
@@ -288,7 +295,8 @@ Look at: all three pictures are the same. With the files neither hypernetwork no
 
 def fit(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**A concept without a hypernetwork**: *Fit Maps* learns it from prompts alone, for any model you load. Here in about a minute on one core.
+## A concept without a hypernetwork
+*Fit Maps* learns it from prompts alone, for any model you load. Here in about twenty seconds on one core.
 
 1. Press **Run** and wait; the bar shows progress, and it can be cancelled.
 2. Change the concept or the prompts. More *iterations* are better and slower. *Mean-AcT* and *Linear-AcT* take seconds and are weaker.
@@ -315,7 +323,7 @@ Look at: left plain, right steered with the same noise. The prompt does not name
 
 def inspect(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
-**Where in the network does a concept act, and how strongly?**
+## Where in the network does a concept act, and how strongly?
 
 1. Press **Run**. The plot has one bar per place of the network, from the first block to the last; the black marks are the second concept.
 2. Write other concepts, and compare what is alike with what is not.

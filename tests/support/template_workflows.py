@@ -8,7 +8,8 @@ from typing import Any
 from graph_writer import BLUE, GREEN, GREY, ORANGE, PURPLE, Graph
 
 DMD2 = """\
-**HyperTransport on DMD2, four steps, for your own files.** It does not run before they are there:
+## DMD2 in four steps, with your own files
+It does not run before they are there:
 
 | folder in `models` | file | by name on Hugging Face |
 | --- | --- | --- |
@@ -23,7 +24,8 @@ DMD2 = """\
 Four steps need the sampler `lcm` and *DMD2 Sigmas*: 999, 749, 499, 249. Guidance is off."""
 
 NITRO = """\
-**HyperTransport on Nitro-1-PixArt, one step, for your own files.** It does not run before they are there:
+## Nitro-1-PixArt in one step, with your own files
+It does not run before they are there:
 
 | folder in `models` | file | by name on Hugging Face |
 | --- | --- | --- |
@@ -51,7 +53,7 @@ def _concept(graph: Graph, file: str) -> tuple[Any, Any, Any]:
 
 def dmd2(info: Mapping[str, Any]) -> Graph:
     graph = Graph(info)
-    note = graph.note(DMD2, width=560, height=520, title="Which file goes where")
+    note = graph.note(DMD2, width=560, height=350, title="Which file goes where")
     checkpoint = graph.node("CheckpointLoaderSimple", ckpt_name="sd_xl_base_1.0.safetensors", width=360)
     lora = graph.node(
         "LoraLoaderModelOnly", model=checkpoint.out("model"), lora_name="dmd2_sdxl_4step_lora_fp16.safetensors", strength_model=1.0, width=360
@@ -73,7 +75,7 @@ def dmd2(info: Mapping[str, Any]) -> Graph:
 
 def nitro(info: Mapping[str, Any]) -> Graph:
     graph = Graph(info)
-    note = graph.note(NITRO, width=560, height=560, title="Which file goes where")
+    note = graph.note(NITRO, width=560, height=380, title="Which file goes where")
     unet = graph.node("UNETLoader", unet_name="nitro_1_pixart.safetensors", weight_dtype="default", width=360)
     clip = graph.node("CLIPLoader", clip_name="t5xxl_fp16.safetensors", type="pixart", device="default", width=360)
     vae = graph.node("VAELoader", vae_name="sdxl_vae.safetensors", width=360)

@@ -16,7 +16,9 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from .. import broken_torchvision, files
+from ..encoders.base import EncoderError
 from ..encoders.preprocess import normalise, resize_and_crop
+from ..encoders.transformers_clip import first_line
 
 CONTEXT_LENGTH = 24
 TEXT_WIDTH = 192
@@ -135,11 +137,14 @@ class PostcardCLIP(nn.Module):
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         """A fresh model with random weights over the words of `vocabulary`; raises ValueError for a faulty
-        vocabulary."""
+        vocabulary, EncoderError without a working transformers."""
         super().__init__()
-        with broken_torchvision.set_aside():
-            from transformers import CLIPConfig, CLIPModel
-
+        try:
+            with broken_torchvision.set_aside():
+                from transformers import CLIPConfig, CLIPModel
+        except Exception as error:  # a broken installation fails in many ways
+            raise EncoderError(f"transformers cannot be imported ({first_line(error)}), expected a working "
+                               "installation: install or repair the package 'transformers'") from error
         self.tokenizer = WordTokenizer(vocabulary)
         self.model = CLIPModel(CLIPConfig(**clip_config(self.tokenizer.size)))
 
@@ -188,7 +193,7 @@ class PostcardCLIP(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> PostcardCLIP:
-        """Read what `save` wrote, in evaluation mode; raises FileError for anything else."""
+        """Read what `save` wrote, in evaluation mode; raises FileError for anything else, EncoderError without transformers."""
         tensors, header = files.load_file(path, KIND)
         vocabulary = header.get("vocabulary")
         if not isinstance(vocabulary, list) or not all(isinstance(word, str) for word in vocabulary):
@@ -200,6 +205,8 @@ class PostcardCLIP(nn.Module):
                                   "more than words: download or train the file again")
         try:
             clip = cls(vocabulary)
+        except EncoderError:
+            raise  # no fault of the file
         except ValueError as error:
             raise files.FileError(f"{path} cannot be used: {error}") from error
         files.load_into(clip.model, tensors, path)

@@ -22,7 +22,7 @@ BLUEPRINT = PACK / "subgraphs" / "Concept steer.json"
 def test_is_drawn_without_overlap_inside_its_frames(page: ComfyPage, path: Path) -> None:
     page.load_workflow(workflows.load(path))
     nodes = page.page.evaluate("() => app.graph.nodes.map(n => [n.type + ' ' + n.id, ...n.getBounding()])")
-    groups = page.page.evaluate("() => app.graph.groups.map(g => [g.title, ...g.bounding])")
+    groups = page.page.evaluate("() => app.graph.groups.map(g => [g.title, ...g.pos, ...g.size])")
 
     def apart(one: list, two: list) -> bool:
         return one[1] + one[3] <= two[1] or two[1] + two[3] <= one[1] or one[2] + one[4] <= two[2] or two[2] + two[4] <= one[2]
@@ -93,11 +93,13 @@ def test_blueprint_is_found_and_steers(page_with_blueprint: ComfyPage, server: S
             for (const type of ['HyperTransportSteer', 'HyperTransportConceptEncoder', 'HyperTransportLoad']) app.graph.remove(find(type))
             world.connect(0, added, 0)
             added.connect(0, sampler, 0)
+            app.canvas.deselectAll()
             return Object.fromEntries(added.widgets.map(w => [w.name, w.type]))
         }"""
     )
     assert kinds == {"file": "combo", "text": "customtext", "strength": "slider", "start_percent": "number", "end_percent": "number"}
     pictures.append(_picture(page, server))
+    page.wait_for_picture()
     page.screenshot(shots / "blueprint.png")
     page.page.evaluate("() => { app.graph.nodes.find(n => n.subgraph).widgets.find(w => w.name === 'strength').value = 0 }")
     pictures.append(_picture(page, server))
@@ -109,6 +111,5 @@ def _picture(page: ComfyPage, server: Server) -> bytes:
     """Run, and the picture that is saved."""
     ran = page.run()
     assert ran["status"] == "success", ran
-    page.wait_for_picture()
     (picture,) = server.pictures(server.wait(ran["prompt_id"]))
     return picture.tobytes()

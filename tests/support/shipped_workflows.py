@@ -99,7 +99,7 @@ def reference_picture(info: Mapping[str, Any]) -> Graph:
 3. Several pictures as a batch are averaged: raise *pictures*, and the look is told better from what stands on it.
 
 Look at: what stands on the reference does not come along, its look does.""")
-    reference = scene.graph.node("HyperTransportPostcardReference", concept="golden sunburst", seed=5, pictures=1, width=320)
+    reference = scene.graph.node("HyperTransportPostcardReference", concept="golden sunburst", seed=7, pictures=1, width=320)
     concept = scene.concept("", images=reference.out())
     scene.model_group()
     larger = scene.scale(reference.out())
@@ -197,7 +197,7 @@ A mask says where a concept acts: 1 = fully, 0 = not at all. Two Steer nodes in 
 1. Press **Run**.
 2. Change the white part in *Mask* (its width, and x in *MaskComposite*), or raise *right* in *FeatherMask* for a softer border.
 
-Look at: masks act inside the network, on a grid of 16 × 16 and coarser; so a border is a few pixels soft and what crosses it fits.""", prompt="a large white castle")
+Look at: masks act inside the network, on a grid of 16 × 16 and coarser; so a border is a few pixels soft and what crosses it fits.""", prompt="a large red house in the middle")
     graph = scene.graph
     ground = graph.node("SolidMask", title="Nowhere", value=0.0, width_=64, height_=64, width=300)
     white = graph.node("SolidMask", title="Mask", value=1.0, width_=32, height_=64, width=300)
@@ -248,7 +248,7 @@ In one sampling pass: three in words and one shown by a picture.
 1. Press **Run**: four pictures. Click one to see it large, the arrows go on.
 2. Change the lines. *Empty Postcard Latent* needs as many rows as there are lines and pictures.
 
-Look at: each row has its own noise and its own concept. The encoder's *mode* is `one per row`; with `average` all four would be one concept.""", batch=4, prompt="a large white castle")
+Look at: each row has its own noise and its own concept. The encoder's *mode* is `one per row`; with `average` all four would be one concept.""", batch=4, prompt="a large red rocket in the middle")
     graph = scene.graph
     reference = graph.node("HyperTransportPostcardReference", concept="desert at dusk", seed=5, pictures=1, width=320)
     concept = scene.concept("teal mosaic\ngolden sunburst\nemerald halftone", mode="one per row", images=reference.out(), height=220)

@@ -57,13 +57,13 @@ def test_random_graphs_one_after_another(fresh: Server) -> None:
         if number % EVERY == EVERY - 1:
             assert (picture(fresh) == before).all(), f"the unsteered picture changed after prompt {number}: {words}"
             memory.append((number + 1, fresh.memory() / MB))
-    assert not failed, "\n".join(failed)
-    assert fresh.complaints(begun) == []
     settled = np.array([point for point in memory if point[0] >= SETTLED * PROMPTS])
     slope = float(np.polyfit(settled[:, 0], settled[:, 1], 1)[0])
     print(
         f"\n{PROMPTS} prompts: {memory[0][1]:.0f} MB after {memory[0][0]}, {memory[-1][1]:.0f} MB at the end, {slope:+.3f} MB per prompt"
     )
+    assert not failed, "\n".join(failed)
+    assert fresh.complaints(begun) == []
     assert slope < MOST, memory
 
 

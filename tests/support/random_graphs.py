@@ -150,7 +150,7 @@ class Graph:
                 first_weight=1.0,
                 second_weight=chance.choice((0.3, 0.8, 1.0)),
             )
-        if chance.random() < 0.2:
+        elif chance.random() < 0.2:  # a sum of maps may squash a channel to nothing, which has no inverse
             self.words.append("inverted")
             maps = self.add("HyperTransportInvertMaps", maps=maps)
         if chance.random() < 0.15:

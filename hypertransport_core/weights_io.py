@@ -24,7 +24,7 @@ _SOURCE = ("source_mean", "source_std")
 class HypernetworkFile:
     """A loaded hypernetwork with what its file says about it.
 
-    means: by modality, (E,) float32, subtracted from embeddings before use; header: backbone, sites, encoder,
+    means: by modality, (E,) float32, and `image_map` (E, E), see `encoders.base.centred`; header: backbone, sites, encoder,
     strength_range, training, licence; path: where it came from, for messages.
     """
 
@@ -104,7 +104,8 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
                         "expected a configuration of this version: update the node pack") from error
     load_into(network, weights, path)
     width = network.embedding_dim
-    if header["encoder"].get("width") != width or any(mean.shape != (width,) for mean in means.values()):
+    if header["encoder"].get("width") != width or any(
+            mean.shape != ((width, width) if name.endswith("_map") else (width,)) for name, mean in means.items()):
         raise FileError(f"{path} names an encoder of width {header['encoder'].get('width')} and means of the shapes "
                         f"{[tuple(mean.shape) for mean in means.values()]}, expected {width} as its network has: "
                         f"{AGAIN}")

@@ -127,14 +127,29 @@ def average(embeddings: Sequence[ConceptEmbedding], weights: Sequence[float] | N
                             tuple(zip(embeddings, weights)), first.centred)
 
 
-def centre(embedding: ConceptEmbedding, means: Mapping[str, Tensor]) -> ConceptEmbedding:
-    """Subtract the mean vector (E,) of the embedding's modality and return to unit length, so that texts and pictures
-    meet.
+def centred(vector: Tensor, modality: str, means: Mapping[str, Tensor]) -> Tensor:
+    """Embeddings (..., E) of one modality as a hypernetwork reads them: unit, their modality's mean (E,) gone, unit
+    again, and, where `means` holds a matrix `<modality>_map` (E, E), multiplied by it. Raises EncoderError.
 
-    means: by modality, from the hypernetwork's file; a modality without mean stays as it is. Averages are made again
-    from their centred parts. An embedding already centred is returned unchanged. (CLIP's modality gap; reference
-    section 10.3.)
+    The mean closes CLIP's gap between words and pictures (reference section 10.3), the matrix what is left of it: a
+    picture is also of a subject, which has nothing to do with the concept (`toward_words`).
     """
+    vector = unit(vector)
+    for key in (modality, f"{modality}_map"):
+        if key not in means:
+            continue
+        value = means[key].to(vector.device, torch.float32)
+        if value.shape[0] != vector.shape[-1]:
+            raise EncoderError(f"the mean of modality '{modality}' has the shape {tuple(value.shape)}, expected "
+                               f"({vector.shape[-1]},): use the hypernetwork made for this encoder")
+        vector = unit(vector - value if value.ndim == 1 else vector @ value)
+    return vector
+
+
+def centre(embedding: ConceptEmbedding, means: Mapping[str, Tensor]) -> ConceptEmbedding:
+    """An embedding as a hypernetwork reads it, by `centred` with the means from the hypernetwork's file; a modality
+    without mean stays as it is. Averages are made again from their centred parts. An embedding already centred is
+    returned unchanged. Raises EncoderError."""
     if embedding.centred:
         return embedding
     if embedding.rows:
@@ -142,14 +157,18 @@ def centre(embedding: ConceptEmbedding, means: Mapping[str, Tensor]) -> ConceptE
     if embedding.parts:
         again = average([centre(part, means) for part, _ in embedding.parts], [weight for _, weight in embedding.parts])
         return replace(again, source=embedding.source)
-    vector = embedding.vector
-    if embedding.modality in means:
-        mean = means[embedding.modality].to(vector.device, torch.float32)
-        if mean.shape != vector.shape[-1:]:
-            raise EncoderError(f"the mean of modality '{embedding.modality}' has the shape {tuple(mean.shape)}, "
-                               f"expected ({embedding.width},): use the hypernetwork made for this encoder")
-        vector = vector - mean
-    return replace(embedding, vector=vector, centred=True)
+    return replace(embedding, vector=centred(embedding.vector, embedding.modality, means), centred=True)
+
+
+def toward_words(pictures: Tensor, words: Tensor, penalty: float = 10.0) -> Tensor:
+    """The matrix (E, E) that moves pictures half the way to the words of their concept, by ridge regression.
+
+    pictures, words: (N, E), centred unit vectors of the same concepts, row by row. The other half stays, because words
+    do not say everything that a picture shows.
+    """
+    gram = pictures.T @ pictures + penalty * torch.eye(pictures.shape[1])
+    matrix = torch.linalg.solve(gram, pictures.T @ words)
+    return torch.eye(pictures.shape[1]) + matrix / (pictures @ matrix).norm(dim=1).mean()
 
 
 def stack(embeddings: Sequence[ConceptEmbedding]) -> ConceptEmbedding:

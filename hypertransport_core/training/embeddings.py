@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..encoders.base import unit
+from ..encoders.base import centred, toward_words, unit
 from .config import ConfigError, TrainingConfig
 
+FEWEST_CONCEPTS = 32  # below, a regression from pictures to words says little
 MOST_PICTURES = 4  # a reference is given as 1 to 4 pictures ...
 SINGLE = 0.6  # ... and mostly as one, which is also the hardest: its subject is in it as much as the concept
 
@@ -18,9 +19,8 @@ SINGLE = 0.6  # ... and mostly as one, which is also the hardest: its subject is
 class EmbeddingBank:
     """Word and picture embeddings of some concepts.
 
-    text: per concept (1 + phrases, E), the name's first; images: per concept (pictures, E); unit vectors. means: by
-    modality, (E,),
-    subtracted before use (reference §10.3); None = the means of these concepts, none for a single concept.
+    text: per concept (1 + phrases, E), the name's first; images: per concept (pictures, E); unit vectors. means: what
+    `encoders.base.centred` takes; None = as these concepts say, none for a single concept.
     """
 
     def __init__(
@@ -28,16 +28,23 @@ class EmbeddingBank:
     ) -> None:
         self.text, self.images = list(text), list(images)
         self.width = self.text[0].shape[-1]
-        if means is None:
-            means = {} if len(self.text) < 2 else {"text": torch.stack([t[0] for t in self.text]).mean(0)}
-            pictures = torch.cat(self.images)
-            if means and len(pictures):
-                means["image"] = pictures.mean(0)
-        self.means = means
+        self.means = self._own_means() if means is None else means
+
+    def _own_means(self) -> dict[str, Tensor]:
+        if len(self.text) < 2:
+            return {}
+        means = {"text": torch.stack([t[0] for t in self.text]).mean(0)}
+        pictures = torch.cat(self.images)
+        if len(pictures):
+            means["image"] = pictures.mean(0)
+        if len(pictures) and len(self.text) >= FEWEST_CONCEPTS:
+            words = [centred(t[0], "text", means).expand(len(i), -1) for t, i in zip(self.text, self.images)]
+            means["image_map"] = toward_words(centred(pictures, "image", means), torch.cat(words))
+        return means
 
     def centred(self, vectors: Tensor, modality: str) -> Tensor:
-        """Unit vectors (..., E) with their modality's mean gone, unit again."""
-        return unit(vectors - self.means[modality]) if modality in self.means else unit(vectors)
+        """Unit vectors (..., E) as the hypernetwork reads them."""
+        return centred(vectors, modality, self.means)
 
     def of_text(self, concept: int, phrase: int = 0) -> Tensor:
         """(E,) of a concept's name, or of one of its phrases."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..concepts import Concept
-from ..encoders.base import unit
+from ..encoders.base import centred, unit
 from ..files import FileError
 from ..hypernetworks import Hypernetwork
 from ..pipeline import steerings
@@ -40,7 +40,7 @@ def strip_rows(
             .cpu()
             .mean(0)
         )
-        vector = unit(vector - means["text"]) if "text" in means else vector
+        vector = centred(vector, "text", means)
         maps = network.all_steps(vector[None].to(network.source_mean.device))
         scene = world.scenes[number % len(world.scenes)]
         conditioning = backbone.encode([scene] * len(STRENGTHS)).to(device)

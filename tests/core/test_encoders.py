@@ -13,6 +13,7 @@ from torch.nn.functional import normalize as unit_rows
 
 from hypertransport_core.encoders import (ConceptEmbedding, ConceptEncoder, EncoderError, average, centre,
                                           embed_images, embed_text)
+from hypertransport_core.encoders.base import centred, toward_words
 from hypertransport_core.encoders.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize_and_crop
 from hypertransport_core.encoders.transformers_clip import TransformersClipEncoder
 from hypertransport_core.files import FileError
@@ -88,6 +89,20 @@ def test_centring_subtracts_the_mean_of_the_modality() -> None:
     assert torch.equal(centre(text, {}).vector, text.vector)
     with pytest.raises(EncoderError, match=r"\(5,\)"):
         centre(text, {"text": vector(5)})
+
+
+def test_pictures_move_toward_their_words_and_lose_their_subject() -> None:
+    generator = torch.Generator().manual_seed(0)
+    words = unit_rows(torch.randn(80, 12, generator=generator), dim=1).repeat_interleave(6, 0)
+    subjects = torch.randn(480, 4, generator=generator) @ torch.randn(4, 12, generator=generator) * 0.4
+    pictures = unit_rows(words + subjects, dim=1)
+    matrix = toward_words(pictures[:420], words[:420])
+    moved = centred(pictures[420:], "image", {"image_map": matrix})  # concepts that the regression has not seen
+    before, after = ((a * words[420:]).sum(1).mean() for a in (pictures[420:], moved))
+    assert matrix.shape == (12, 12) and after > before + 0.05
+    assert torch.equal(centred(words, "text", {"image_map": matrix}), words)
+    with pytest.raises(EncoderError, match="use the hypernetwork made for this encoder"):
+        centred(pictures, "image", {"image_map": torch.eye(11)})
 
 
 def test_centring_a_mixture_centres_its_parts() -> None:

@@ -53,7 +53,7 @@ def test_hypernetwork_round_trip(tmp_path: Path, make) -> None:
         for parameter in hypernetwork.parameters():
             parameter.copy_((parameter + 0.05 * torch.randn_like(parameter)).half().float())
         hypernetwork.set_source(torch.randn(hypernetwork.steps, 64), torch.rand(hypernetwork.steps, 64))
-    means = {"text": _unit(8) * 0.5, "image": _unit(8) * 0.5}
+    means = {"text": _unit(8) * 0.5, "image": _unit(8) * 0.5, "image_map": torch.eye(8) + 0.1}
     path = tmp_path / "h.safetensors"
     weights_io.save_hypernetwork(path, hypernetwork, family="tiny", fingerprint=network_fingerprint(network(), SITES),
                                  encoder_id="clip-a",
@@ -61,7 +61,7 @@ def test_hypernetwork_round_trip(tmp_path: Path, make) -> None:
     loaded = weights_io.load_hypernetwork(path)
     assert loaded.strength_range == (-1.0, 2.0) and loaded.header["training"] == {"steps": 3}
     assert loaded.hypernetwork.sites == SITES
-    assert not loaded.hypernetwork.training and torch.equal(loaded.means["image"], means["image"])
+    assert not loaded.hypernetwork.training and all(torch.equal(loaded.means[key], value) for key, value in means.items())
     embedding = ConceptEmbedding(_unit(8), "clip-a", "text", "snow")
     step = None if hypernetwork.steps == 1 else 1
     maps = loaded.maps_for(embedding, step)

@@ -149,7 +149,7 @@ def test_thumbnail_is_a_small_picture(path: Path) -> None:
     file = path.with_suffix(".jpg")
     assert file.stat().st_size < 60_000
     with image.open(file) as picture:
-        assert picture.format == "JPEG" and min(picture.size) >= 288
+        assert picture.format == "JPEG" and picture.size == (512, 512)
 
 
 def test_blueprint_is_one_node_that_its_file_defines(server: Server) -> None:

@@ -351,6 +351,11 @@ class ComfyPage:
         self.page.get_by_text(PACK_NAME, exact=True).first.click()
         self.page.wait_for_timeout(1000)
         cards = self.page.locator("[data-testid^='template-workflow-']:not([data-testid='template-workflows-content'])")
+        shown = 0
+        while cards.count() > shown:  # the dialog adds the next dozen when the last comes into view
+            shown = cards.count()
+            cards.last.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(1000)
         return cards.evaluate_all("found => found.map(e => e.dataset.testid.replace('template-workflow-', ''))")
 
     def open_template(self, name: str) -> None:

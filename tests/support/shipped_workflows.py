@@ -110,7 +110,7 @@ Look at: what stands on the reference does not come along, its look does.""")
     scene.graph.group("Steer", PURPLE, [steer])
     sampled = scene.sample(steer.out())
     scene.graph.group("Sample", ORANGE, sampled)
-    scene.graph.group("Picture", GREY, [scene.save(sampled[-1].out(), "02_reference_picture", side=512)])
+    scene.graph.group("Picture", GREY, [scene.save(sampled[-1].out(), "02_reference_picture", "With its look", side=512)])
     return scene.graph
 
 
@@ -157,13 +157,13 @@ Look at: the mix is calmer, the sum stronger; with opposite concepts they differ
     left = graph.right
     mix = graph.node("HyperTransportMixConcepts", concept_1=first.out(), weight_1=1.0, concept_2=second.out(), weight_2=1.0, width=300)
     steer = scene.steer(model, mix)
-    low = scene.row("A concept between the two", PURPLE, [[mix], [steer]], steer.out(), "04_mixed", "Mixed", (left, 0))
+    low = scene.row("A concept between the two", PURPLE, [[mix], [steer]], steer.out(), "04_mixed", "Between the two", (left, 0))
     maps = [graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=one.out(), width=300) for one in (first, second)]
     combine = graph.node(
         "HyperTransportCombineMaps", first=maps[0].out(), second=maps[1].out(), how="sum", first_weight=0.7, second_weight=0.7, width=300
     )
     both = graph.node("HyperTransportSteerWithMaps", model=model, maps=combine.out(), width=320)
-    scene.row("Both at once", PURPLE, [[*maps, combine], [both]], both.out(), "04_combined", "Combined", (left, low))
+    scene.row("Both at once", PURPLE, [[*maps, combine], [both]], both.out(), "04_combined", "Both at once", (left, low))
     return graph
 
 
@@ -312,7 +312,7 @@ Look at: left plain, right steered with the same noise. The prompt does not name
     scene.model_group()
     graph.group("Prompt", GREEN, [scene.prompt, scene.negative])
     graph.group("Learn the concept", PURPLE, [fitted, told])
-    steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=fitted.out("maps"), width=320)
+    steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=fitted.out("maps"), strength=0.8, width=320)
     graph.group("Steer", PURPLE, [steer])
     plain, sampled = scene.sample(model), scene.sample(steer.out())
     graph.group("Sample", ORANGE, plain, sampled)

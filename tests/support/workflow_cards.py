@@ -1,55 +1,56 @@
 """Thumbnails of the example workflows: what they draw, on paper, or words for those that cannot run here."""
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-WIDE, SQUARE, MARGIN, LINE = (576, 324), (512, 512), 14, 26
+SIDE, MARGIN = 512, 14  # the dialog shows squares
 PAPER, INK, FAINT = (250, 249, 245), (34, 33, 38), (120, 118, 112)
 LIMIT = 60_000  # bytes
 
 
 def pictures_card(pictures: Sequence[Any], captions: Sequence[str]) -> bytes:
-    """One picture fills a square; a wide one lies on paper; two and three stand side by side with captions; four are a square."""
-    if len(pictures) == 1 and pictures[0].width == pictures[0].height:
-        return jpeg(pictures[0].convert("RGB").resize(SQUARE, Image.Resampling.LANCZOS))
+    """One square picture fills the card, another one lies on paper; two and three stand below one another with their captions beside
+    them; four fill a square."""
+    card = Image.new("RGB", (SIDE, SIDE), PAPER)
     if len(pictures) == 1:
-        wide = pictures[0].width > 1.3 * pictures[0].height
-        return jpeg(_laid([[pictures[0]]], WIDE if wide else SQUARE, []))
-    if len(pictures) == 4:
-        return jpeg(_laid([pictures[:2], pictures[2:]], SQUARE, []))
-    return jpeg(_laid([pictures], WIDE, captions))
+        picture = pictures[0]
+        room = SIDE if picture.width == picture.height else SIDE - 2 * MARGIN
+        _put(card, picture, (SIDE - room) // 2, (SIDE - room) // 2, room)
+    elif len(pictures) == 4:
+        room = (SIDE - 3 * MARGIN) // 2
+        for index, picture in enumerate(pictures):
+            _put(card, picture, MARGIN + index % 2 * (room + MARGIN), MARGIN + index // 2 * (room + MARGIN), room)
+    else:
+        room, draw = (SIDE - MARGIN * (len(pictures) + 1)) // len(pictures), ImageDraw.Draw(card)
+        left, size = room + 2 * MARGIN, 30
+        for index, (picture, caption) in enumerate(zip(pictures, captions)):
+            top = MARGIN + index * (room + MARGIN)
+            _put(card, picture, MARGIN, top, room)
+            words = textwrap.fill(caption, max(8, int((SIDE - left) / (0.56 * size))))
+            draw.multiline_text((left + 6, top + room / 2), words, INK, ImageFont.load_default(size), anchor="lm", spacing=8)
+    return jpeg(card)
 
 
 def words_card(title: str, *lines: str) -> bytes:
     """Words only."""
-    card = Image.new("RGB", WIDE, PAPER)
+    card = Image.new("RGB", (SIDE, SIDE), PAPER)
     draw = ImageDraw.Draw(card)
-    draw.text((WIDE[0] / 2, 120), title, INK, ImageFont.load_default(52), anchor="mm")
+    draw.text((SIDE / 2, 200), title, INK, ImageFont.load_default(58), anchor="mm")
     for index, line in enumerate(lines):
-        draw.text((WIDE[0] / 2, 185 + 38 * index), line, FAINT, ImageFont.load_default(26), anchor="mm")
+        draw.text((SIDE / 2, 275 + 44 * index), line, FAINT, ImageFont.load_default(30), anchor="mm")
     return jpeg(card)
 
 
-def _laid(rows: Sequence[Sequence[Any]], size: tuple[int, int], captions: Sequence[str]) -> Any:
-    """Rows of pictures on paper, each scaled into an equal cell; captions under the only row."""
-    card = Image.new("RGB", size, PAPER)
-    draw, below = ImageDraw.Draw(card), LINE if captions else 0
-    columns = max(map(len, rows))
-    cell = ((size[0] - MARGIN * (columns + 1)) // columns, (size[1] - MARGIN * (len(rows) + 1)) // len(rows) - below)
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            scale = min(cell[0] / picture.width, cell[1] / picture.height)
-            small = picture.convert("RGB").resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-            left, top = MARGIN + x * (cell[0] + MARGIN), MARGIN + y * (cell[1] + MARGIN)
-            card.paste(small, (left + (cell[0] - small.width) // 2, top + (cell[1] - small.height) // 2))
-            if captions:
-                place = (left + cell[0] / 2, top + (cell[1] + small.height) / 2 + LINE / 2 + 2)
-                draw.text(place, captions[x], INK, ImageFont.load_default(17), anchor="mm")
-    return card
+def _put(card: Any, picture: Any, left: int, top: int, room: int) -> None:
+    """A picture scaled into a square of `room` pixels, in its middle."""
+    scale = min(room / picture.width, room / picture.height)
+    small = picture.convert("RGB").resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    card.paste(small, (left + (room - small.width) // 2, top + (room - small.height) // 2))
 
 
 def jpeg(card: Any) -> bytes:

@@ -153,9 +153,8 @@ def full_size(name: str, options: argparse.Namespace) -> Times:
     steps = options.steps or (2 if options.small else 4)
     maps, steer = host.maps(amount=0.02, site_set="attention_mlp"), pack_module("nodes.interception").steer_model
     parameters = sum(p.numel() for p in host.network.parameters())
-    times = Times(
-        f"{name}, {parameters / 1e9:.2f} G parameters, {len(maps.steps[0])} sites, {8 * host.family.latent[1]} px, {steps} steps, cfg 1"
-    )
+    size = f"{parameters / 1e9:.2f} G parameters, {len(maps.steps[0])} sites, {8 * host.family.latent[1]} px"
+    times = Times(f"{name}, {size}, {steps} steps, cfg 1")
 
     def model(mode: str, strength: float) -> Any:
         return host.model if mode == "unsteered" else steer(host.model, maps, strength, mode=mode)

@@ -53,17 +53,15 @@ def test_random_graphs_one_after_another(fresh: Server) -> None:
         prompt, words = graphs.next()
         result = fresh.run(prompt, timeout=300)
         if result.status != "success":
-            failed.append(
-                f"{number}: {words}\n   {result.status} at {prompt.get(result.failed, {}).get('class_type')}: {result.sentences()}"
-            )
+            where = prompt.get(result.failed, {}).get("class_type")
+            failed.append(f"{number}: {words}\n   {result.status} at {where}: {result.sentences()}")
         if number % EVERY == EVERY - 1:
             assert (picture(fresh) == before).all(), f"the unsteered picture changed after prompt {number}: {words}"
             memory.append((number + 1, fresh.memory() / MB))
     settled = np.array([point for point in memory if point[0] >= SETTLED * PROMPTS])
     slope = float(np.polyfit(settled[:, 0], settled[:, 1], 1)[0])
-    print(
-        f"\n{PROMPTS} prompts: {memory[0][1]:.0f} MB after {memory[0][0]}, {memory[-1][1]:.0f} MB at the end, {slope:+.3f} MB per prompt"
-    )
+    (first, low), (_, high) = memory[0], memory[-1]
+    print(f"\n{PROMPTS} prompts: {low:.0f} MB after {first}, {high:.0f} MB at the end, {slope:+.3f} MB per prompt")
     assert not failed, "\n".join(failed)
     assert fresh.complaints(begun) == []
     assert slope < MOST, memory

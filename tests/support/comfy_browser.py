@@ -341,8 +341,8 @@ class ComfyPage:
         return help_page.first.inner_text()
 
     def broken_pictures(self, inside: str = "body") -> list[str]:
-        """Addresses of the pictures on the page that did not load."""
-        return self.page.locator(f"{inside} img").evaluate_all("found => found.filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
+        """Addresses of the pictures on the page that did not load; those that the page has not asked for yet have none."""
+        return self.page.locator(f"{inside} img").evaluate_all("found => found.filter(i => i.src && (!i.complete || !i.naturalWidth)).map(i => i.src)")
 
     def open_templates(self) -> list[str]:
         """Open the Templates dialog at this pack; returns the titles it lists. Pictures have loaded or failed."""
@@ -353,8 +353,9 @@ class ComfyPage:
         cards = self.page.locator("[data-testid^='template-workflow-']:not([data-testid='template-workflows-content'])")
         shown = 0
         while cards.count() > shown:  # the dialog adds the next dozen when the last comes into view
-            shown = cards.count()
-            cards.last.scroll_into_view_if_needed()
+            for index in range(shown, shown := cards.count()):
+                cards.nth(index).scroll_into_view_if_needed()
+                self.page.wait_for_timeout(150)  # pictures load when their card is in view
             self.page.wait_for_timeout(1000)
         return cards.evaluate_all("found => found.map(e => e.dataset.testid.replace('template-workflow-', ''))")
 

@@ -29,8 +29,8 @@ class Scene:
         """The note, and below it the group of what everything starts from."""
         self.graph.corner(self.note, "Model", BLUE, [node for node in (self.world, self.weights, self.latent) if node is not None])
 
-    def concept(self, text: str = "", height: int = 0, **more: Any) -> Node:
-        """A Concept Encoder."""
+    def concept(self, text: str = "", height: int = 222, **more: Any) -> Node:
+        """A Concept Encoder, with room for the line that it shows after a run."""
         return self.graph.node("HyperTransportConceptEncoder", encoder=self.world.out("encoder"), text=text, width=320, height=height, **more)
 
     def steer(self, model: Out, concept: Node, **more: Any) -> Node:
@@ -124,7 +124,7 @@ Sampled in a single pass with the same noise.
 
 Look at: the column 0 is the same in every row, bit for bit: no steering. To the right the concept grows; the house stays.""")
     graph = scene.graph
-    concept = scene.concept("teal mosaic\ngolden sunburst\nemerald halftone", mode="one per row", height=220)
+    concept = scene.concept("teal mosaic\ngolden sunburst\nemerald halftone", mode="one per row", height=250)
     maps = graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=concept.out(), width=320)
     sheet = graph.node(
         "HyperTransportStrengthSheet", model=scene.world.out("model"), maps=maps.out(), latent=scene.latent.out(), strengths="0, 0.25, 0.5, 0.75, 1",
@@ -155,7 +155,7 @@ Look at: the mix is calmer, the sum stronger; with opposite concepts they differ
     scene.model_group()
     graph.group("Prompt and two concepts", GREEN, [first, second], [scene.prompt, scene.negative])
     left = graph.right
-    mix = graph.node("HyperTransportMixConcepts", concept_1=first.out(), weight_1=1.0, concept_2=second.out(), weight_2=1.0, width=300)
+    mix = graph.node("HyperTransportMixConcepts", concept_1=first.out(), weight_1=1.0, concept_2=second.out(), weight_2=1.0, width=300, height=244)
     steer = scene.steer(model, mix)
     low = scene.row("A concept between the two", PURPLE, [[mix], [steer]], steer.out(), "04_mixed", "Between the two", (left, 0))
     maps = [graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=one.out(), width=300) for one in (first, second)]
@@ -251,7 +251,7 @@ In one sampling pass: three in words and one shown by a picture.
 Look at: each row has its own noise and its own concept. The encoder's *mode* is `one per row`; with `average` all four would be one concept.""", batch=4, prompt="a large red rocket in the middle")
     graph = scene.graph
     reference = graph.node("HyperTransportPostcardReference", concept="desert at dusk", seed=5, pictures=1, width=320)
-    concept = scene.concept("teal mosaic\ngolden sunburst\nemerald halftone", mode="one per row", images=reference.out(), height=220)
+    concept = scene.concept("teal mosaic\ngolden sunburst\nemerald halftone", mode="one per row", images=reference.out(), height=250)
     scene.model_group()
     graph.group("What to draw, and how", GREEN, [scene.prompt, scene.negative], [reference, concept])
     steer = scene.steer(scene.world.out("model"), concept)

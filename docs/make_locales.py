@@ -1,4 +1,4 @@
-"""Writes the texts that the page shows: locales/<language>/nodeDefs.json, and the tables inside the help pages.
+"""Writes the texts that the page shows: locales/<language>/nodeDefs.json, and the lists of inputs and outputs in the help pages.
 
     python docs/make_locales.py          writes them
     python docs/make_locales.py todo     only lists what is not translated, and what is translated but no longer used
@@ -30,12 +30,10 @@ ALSO = "\n\nAlso called: "
 LISTS_OF_FILES = {("HyperTransportLoad", "file"), ("HyperTransportLoadEncoder", "encoder"), ("HyperTransportLoadEncoder", "vision"),
                   ("HyperTransportLoadMaps", "maps_file")}  # combos whose options depend on the machine
 WORDS = {
-    "en": {"input": "input", "output": "output", "meaning": "meaning", "default": "default", "optional": "optional", "advanced": "advanced",
-           "text": "text"},
-    "de": {"input": "Eingang", "output": "Ausgang", "meaning": "Bedeutung", "default": "Vorgabe", "optional": "optional",
-           "advanced": "erweitert", "text": "Text"},
-    "ja": {"input": "入力", "output": "出力", "meaning": "意味", "default": "初期値", "optional": "任意", "advanced": "詳細", "text": "テキスト"},
-    "zh": {"input": "输入", "output": "输出", "meaning": "含义", "default": "默认", "optional": "可选", "advanced": "高级", "text": "文本"},
+    "en": {"default": "default", "optional": "optional", "advanced": "advanced", "text": "text"},
+    "de": {"default": "Vorgabe", "optional": "optional", "advanced": "erweitert", "text": "Text"},
+    "ja": {"default": "初期値", "optional": "任意", "advanced": "詳細", "text": "テキスト"},
+    "zh": {"default": "默认", "optional": "可选", "advanced": "高级", "text": "文本"},
 }
 Translate = Callable[[str], str]
 
@@ -106,19 +104,16 @@ def to_do(language: str) -> tuple[list[str], list[str]]:
     return [text for text in wanted if not table.get(text)], [text for text in table if text not in wanted]
 
 
-def table_of_inputs(schema: Any, language: str, translate: Translate) -> str:
-    """The table of a help page: name, range and default, meaning."""
-    words, rows = WORDS[language], []
-    for entry in schema.inputs or ():
-        facts = list(_facts(schema.node_id, entry, words))
-        rows.append((entry.id, ", ".join(facts), translate(entry.tooltip or "")))
-    return _table(words["input"], words["meaning"], rows, language, translate)
+def list_of_inputs(schema: Any, language: str, translate: Translate) -> str:
+    """A line per input for a help page: name, range and default, meaning. No table: the page shows help in a narrow column."""
+    rows = [(entry.id, [*_facts(schema.node_id, entry, WORDS[language])], entry.tooltip) for entry in schema.inputs or ()]
+    return "\n".join(_line(*row, language, translate) for row in rows)
 
 
-def table_of_outputs(schema: Any, language: str, translate: Translate) -> str:
-    """The table of a help page: name, type, meaning."""
-    rows = [(entry.display_name or entry.io_type, entry.io_type, translate(entry.tooltip or "")) for entry in schema.outputs or ()]
-    return _table(WORDS[language]["output"], WORDS[language]["meaning"], rows, language, translate)
+def list_of_outputs(schema: Any, language: str, translate: Translate) -> str:
+    """A line per output for a help page: name, type, meaning."""
+    rows = [(entry.display_name or entry.io_type, [entry.io_type], entry.tooltip) for entry in schema.outputs or ()]
+    return "\n".join(_line(*row, language, translate) for row in rows)
 
 
 def _facts(node_id: str, entry: Any, words: Mapping[str, str]) -> Iterator[str]:
@@ -144,19 +139,17 @@ def _number(value: Any) -> str:
     return f"{value:g}".replace("-", "−") if isinstance(value, (int, float)) and abs(value) < 1e5 else str(value)
 
 
-def _table(first: str, second: str, rows: list[tuple[str, str, str]], language: str, translate: Translate) -> str:
-    lines = [f"| {first} | {second} |", "| --- | --- |"]
-    for name, facts, meaning in rows:
-        shown = f"`{name}`" if language == "en" or translate(name) == name else f"{translate(name)} (`{name}`)"
-        lines.append(f"| {shown}{'<br>' if facts else ''}{facts} | {meaning} |".replace("\n", " "))
-    return "\n".join(lines)
+def _line(name: str, facts: list[str], tooltip: str | None, language: str, translate: Translate) -> str:
+    shown = translate(name)
+    first = f"**`{name}`**" if language == "en" or shown == name else f"**{shown}** `{name}`"
+    return f"- {first}{' (' + ', '.join(facts) + ')' if facts else ''}: {translate(tooltip or '')}".replace("\n", " ")
 
 
-def with_tables(page: str, schema: Any, language: str, translate: Translate) -> str:
-    """A help page with its tables written anew between their marks."""
-    for name, make in (("inputs", table_of_inputs), ("outputs", table_of_outputs)):
-        table = make(schema, language, translate) if getattr(schema, name) else ""
-        page = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: f"<!-- {name} -->\n{table}\n<!-- /{name} -->",
+def with_lists(page: str, schema: Any, language: str, translate: Translate) -> str:
+    """A help page with its lists written anew between their marks."""
+    for name, make in (("inputs", list_of_inputs), ("outputs", list_of_outputs)):
+        lines = make(schema, language, translate)
+        page = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: f"<!-- {name} -->\n{lines}\n<!-- /{name} -->",
                       page, flags=re.DOTALL)
     return page
 
@@ -170,7 +163,7 @@ def files() -> Iterator[tuple[Path, str]]:
         for schema in schemas():
             path = PAGES / schema.node_id / f"{language}.md"
             if path.is_file():
-                page = with_tables(path.read_text(encoding="utf-8"), schema, language, translate)
+                page = with_lists(path.read_text(encoding="utf-8"), schema, language, translate)
                 yield path, page
                 if language == "en":
                     yield PAGES / f"{schema.node_id}.md", page

@@ -120,7 +120,7 @@ def test_pages_belong_to_nodes(schemas: list[Any]) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_pages_are_whole_in_every_language(schemas: list[Any], language: str) -> None:
-    """The same pictures as in English, the tables filled, every input named."""
+    """The same pictures as in English, the lists filled, every input named."""
     for schema in schemas:
         page = PAGES / schema.node_id / f"{language}.md"
         if not page.is_file():

@@ -133,6 +133,17 @@ def test_files_of_every_node_are_there() -> None:
     assert len(workflows) >= 13 and "web/docs" in {str(Path(name).parent.as_posix()) for name in names}
 
 
+def test_readme_names_every_node() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("### Nodes", 1)[1].split("\n### ", 1)[0]
+    assert sorted(re.findall(r"`(HyperTransport\w+)`", table)) == node_ids()
+    assert f" {len(node_ids())} nodes" in readme and f"{len(node_ids())} of them" in (ROOT / "CHANGELOG.md").read_text(
+        encoding="utf-8"
+    )
+    workflows = [name for name in archive.archived_files() if re.match(r"example_workflows/.*\.json", name)]
+    assert f"{len(workflows)} workflows" in readme
+
+
 def test_data_files_of_the_core_are_there() -> None:
     """Whatever lies in the core is packed: word lists, settings, and whatever a module reads from beside itself."""
     inside = {name for name in archive.tracked_files() if name.startswith(("hypertransport_core/", "weights/", "web/"))}

@@ -19,7 +19,7 @@ import hypertransport_core
 from hypertransport_core.toml_files import parse
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP_LEVEL = {"__init__.py", "nodes", "hypertransport_core", "train_hypernet.py", "weights", "example_workflows", "web", "locales", "tests", "docs",
+TOP_LEVEL = {"__init__.py", "nodes", "hypertransport_core", "train_hypernet.py", "weights", "example_workflows", "subgraphs", "web", "locales", "tests", "docs",
              "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci", ".comfyignore", ".gitignore"}
 MB = 2**20
 

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.host
 PROMPTS = int(os.environ.get("HYPERTRANSPORT_SOAK", "25"))
 EVERY = 5  # prompts between two controls
 SETTLED = 0.4  # of the run: until then caches fill, at most 32 concepts' maps among them
-# MB per prompt. A Postcard model left behind each time would be 36, the maps of a concept 0.07 and of most prompts more;
-# a short run tells the first only.
+# MB per prompt. A Postcard model left behind each time would be 36, the maps of a concept 0.07, those of
+# most prompts more; a short run tells the first only.
 MOST = 0.1 if PROMPTS >= 200 else 8.0
 MB = 2**20
 

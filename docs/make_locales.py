@@ -1,3 +1,4 @@
+# ruff: noqa: T201 (a command speaks to a person)
 """Writes the texts that the page shows: locales/<language>/nodeDefs.json, and the lists of inputs and outputs in the help pages.
 
     python docs/make_locales.py          writes them
@@ -149,8 +150,8 @@ def with_lists(page: str, schema: Any, language: str, translate: Translate) -> s
     """A help page with its lists written anew between their marks."""
     for name, make in (("inputs", list_of_inputs), ("outputs", list_of_outputs)):
         lines = make(schema, language, translate)
-        page = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _: f"<!-- {name} -->\n{lines}\n<!-- /{name} -->",
-                      page, flags=re.DOTALL)
+        block = f"<!-- {name} -->\n{lines}\n<!-- /{name} -->".replace("\\", r"\\")
+        page = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", block, page, flags=re.DOTALL)
     return page
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: T201 (a command speaks to a person)
 """Makes the pictures of the help pages, by running the nodes on the shipped weights inside ComfyUI.
 
     python docs/make_pictures.py               all of them, a few minutes on one core

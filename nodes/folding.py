@@ -30,7 +30,8 @@ class AffinePatch(WeightAdapterBase):
 
     def __init__(self, scale: Tensor, shift: Tensor | None = None) -> None:
         self.scale, self.shift = scale, shift
-        self.loaded_keys, self.weights = set(), []
+        self.loaded_keys: set[str] = set()
+        self.weights: list[Tensor] = []
 
     def __repr__(self) -> str:
         return f"AffinePatch({self.scale.numel()} channels)"

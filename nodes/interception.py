@@ -187,7 +187,7 @@ class LiveSteering:
         base = executor.class_obj
         steering = self._now(base, options, t)
         flags = _steered_chunks(self.scope, options) if steering is not None else (False,)
-        if not any(flags):
+        if steering is None or not any(flags):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         per_chunk = self._check_rows(x.shape[0], len(flags))
         dtype = base.manual_cast_dtype or base.get_dtype()
@@ -247,7 +247,9 @@ class LiveSteering:
             return None
         run, part = options.get(RUN), tuple(x.shape[-2:])
         whole = run.size if run is not None and all(a >= b for a, b in zip(run.size, part)) else part
-        corners = tuple(run.corner(uuid) for uuid in options.get("uuids", ())) if whole != part else ()
+        corners = (
+            tuple(run.corner(uuid) for uuid in options.get("uuids", ())) if run is not None and whole != part else ()
+        )
         corners = corners if len(corners) == chunks else ((0, 0),) * chunks
         key = (whole, part, corners, x.device, torch.is_inference_mode_enabled())
         if key not in self._masks:

@@ -51,6 +51,8 @@ class PostcardSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, FlowToPic
 class PostcardModel(comfy.model_base.BaseModel):
     """The host's BaseModel, whose network predicts x0 under whichever flow schedule a ModelSampling node has put in place."""
 
+    model_sampling: Any
+
     def _apply_model(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         schedule = self.model_sampling
         if isinstance(schedule, FlowToPicture):

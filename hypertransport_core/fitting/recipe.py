@@ -29,9 +29,9 @@ class Recipe:
     """How one concept is fitted.
 
     method: of `METHODS`. samples: of each prompt set, rounded up to a multiple of `batch`. batch: samples that LinEAS
-    compares in an iteration; at_once: per network call, for memory. iterations, learning_rate: of LinEAS; rate 0 means 10 / iterations, which carries a shift about five source
-    standard deviations far. steps: sampling steps that the loss looks at; Linear-AcT and Mean-AcT look at the first one
-    only. seed: of the noise and of all choices.
+    compares in an iteration; at_once: per network call, for memory. iterations, learning_rate: of LinEAS; rate 0 means
+    10 / iterations, which carries a shift about five source standard deviations far. steps: sampling steps that the
+    loss looks at; Linear-AcT and Mean-AcT look at the first one only. seed: of the noise and of all choices.
     """
 
     method: str = "LinEAS"

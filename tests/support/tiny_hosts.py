@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import comfy.model_management as management
@@ -306,7 +306,7 @@ class TinyHost:
         ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def tiny_host(name: str) -> TinyHost:
     """A small model of a family, made once."""
     return TinyHost(name, build(name))

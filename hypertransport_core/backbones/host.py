@@ -1,0 +1,62 @@
+"""Where ComfyUI lies, for commands run outside it. Inside it nothing here is needed: the host is importable already."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from pathlib import Path
+
+PACK = Path(os.path.abspath(__file__)).parents[2]  # not resolved: the pack may be a link inside custom_nodes
+
+
+class HostError(RuntimeError):
+    """No usable ComfyUI; the message is one sentence with the cure."""
+
+
+def find_host() -> tuple[Path | None, str]:
+    """(the ComfyUI checkout or None, where it was looked for, in words).
+
+    In this order: $COMFYUI_PATH; the ComfyUI in whose custom_nodes the pack lies; ~/comfy/ComfyUI. A variable that is set
+    but wrong is not passed over in silence: then there is no host.
+    """
+    named = os.path.expandvars("$COMFYUI_PATH")
+    if named not in ("", "$COMFYUI_PATH"):
+        path = Path(named).expanduser()
+        return (path, str(path)) if _is_host(path) else (None, f"COMFYUI_PATH={named} holds no ComfyUI")
+    places = [PACK.parent.parent] if PACK.parent.name == "custom_nodes" else []
+    places.append(Path("~/comfy/ComfyUI").expanduser())
+    for path in places:
+        if _is_host(path):
+            return path, str(path)
+    return None, (
+        "no ComfyUI found: set COMFYUI_PATH to its folder, install the pack in its custom_nodes, or put it at "
+        "~/comfy/ComfyUI"
+    )
+
+
+def _is_host(path: Path) -> bool:
+    return (path / "comfy" / "model_base.py").is_file()
+
+
+def make_importable() -> None:
+    """Let `import comfy` work in this process, on the CPU: the host asks for no GPU. Does nothing where it has been
+    imported already. Only for commands a person runs, never for nodes: it adds a folder to the module search path, behind
+    all others. Raises HostError."""
+    if "comfy.model_management" in sys.modules:
+        return
+    host, words = find_host()
+    if host is None:
+        ending = "" if ": " in words else ", expected the folder that holds its main.py: correct or unset the variable"
+        raise HostError(f"{words}{ending}.")
+    site.addsitedir(str(host))
+    try:
+        from comfy.cli_args import args
+
+        args.cpu = True  # read when comfy.model_management is imported
+        import comfy.model_management  # noqa: F401
+    except ImportError as error:
+        raise HostError(
+            f"ComfyUI at {host} cannot be imported ({error}), expected what its requirements.txt names: use the Python "
+            "that ComfyUI runs with, or install that file into this one."
+        ) from error

@@ -356,7 +356,10 @@ class ComfyPage:
             for index in range(shown, shown := cards.count()):
                 cards.nth(index).scroll_into_view_if_needed()
                 self.page.wait_for_timeout(150)  # pictures load when their card is in view
-            self.page.wait_for_timeout(1000)
+            cards.last.hover()
+            for _ in range(4):
+                self.page.mouse.wheel(0, 2000)
+                self.page.wait_for_timeout(400)
         return cards.evaluate_all("found => found.map(e => e.dataset.testid.replace('template-workflow-', ''))")
 
     def open_template(self, name: str) -> None:

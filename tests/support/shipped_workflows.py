@@ -197,7 +197,8 @@ A mask says where a concept acts: 1 = fully, 0 = not at all. Two Steer nodes in 
 1. Press **Run**.
 2. Change the white part in *Mask* (its width, and x in *MaskComposite*), or raise *right* in *FeatherMask* for a softer border.
 
-Look at: masks act inside the network, on a grid of 16 × 16 and coarser; so a border is a few pixels soft and what crosses it fits.""", prompt="a large red house in the middle")
+Look at: masks act inside the network, on a grid of 16 × 16 and coarser; so a border is a few pixels soft and what crosses it fits.""",
+                  prompt="a large red house in the middle")
     graph = scene.graph
     ground = graph.node("SolidMask", title="Nowhere", value=0.0, width_=64, height_=64, width=300)
     white = graph.node("SolidMask", title="Mask", value=1.0, width_=32, height_=64, width=300)
@@ -248,7 +249,8 @@ In one sampling pass: three in words and one shown by a picture.
 1. Press **Run**: four pictures. Click one to see it large, the arrows go on.
 2. Change the lines. *Empty Postcard Latent* needs as many rows as there are lines and pictures.
 
-Look at: each row has its own noise and its own concept. The encoder's *mode* is `one per row`; with `average` all four would be one concept.""", batch=4, prompt="a large red rocket in the middle")
+Look at: each row has its own noise and its own concept. The encoder's *mode* is `one per row`; with `average` all four would be one concept.""",
+                  batch=4, prompt="a large red rocket in the middle")
     graph = scene.graph
     reference = graph.node("HyperTransportPostcardReference", concept="desert at dusk", seed=5, pictures=1, width=320)
     concept = scene.concept("teal mosaic\ngolden sunburst\nemerald halftone", mode="one per row", images=reference.out(), height=250)
@@ -270,7 +272,8 @@ For Load Maps or, as a LoRA, for people without this pack.
 1. Press **Run**: the maps go to `models/hypertransport`, the LoRA to `models/loras`; each says where below.
 2. The two rows below are muted, as their files are not there before. Now select both (Ctrl + drag), press **Ctrl + M**, and **Run** again.
 
-Look at: all three pictures are the same. With the files neither hypernetwork nor encoder is needed. After more runs choose the newest file (press R to refresh the lists).""", height=290)
+Look at: all three pictures are the same. With the files neither hypernetwork nor encoder is needed. After more runs choose the newest file (R: refresh).""",
+                  height=290)
     graph, model = scene.graph, scene.world.out("model")
     concept = scene.concept("teal mosaic")
     maps = graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=concept.out(), width=320)
@@ -316,8 +319,8 @@ Look at: left plain, right steered with the same noise. The prompt does not name
     graph.group("Steer", PURPLE, [steer])
     plain, sampled = scene.sample(model), scene.sample(steer.out())
     graph.group("Sample", ORANGE, plain, sampled)
-    pictures = [scene.save(row[-1].out(), name, title, 330) for row, name, title in ((plain, "10_plain", "Without"), (sampled, "10_fitted", "With the fitted maps"))]
-    graph.group("Pictures", GREY, pictures)
+    pictures = [(plain, "10_plain", "Without"), (sampled, "10_fitted", "With the fitted maps")]
+    graph.group("Pictures", GREY, [scene.save(row[-1].out(), name, title, 330) for row, name, title in pictures])
     return graph
 
 

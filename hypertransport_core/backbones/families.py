@@ -32,11 +32,13 @@ class Family:
     checkpoints: str
 
     def build(self) -> nn.Module:
-        """The network on meta tensors, to look at but not to run. Raises HostError where ComfyUI lacks."""
+        """The network on meta tensors, for evaluation; a forward of meta tensors shows shapes. Raises HostError without
+        ComfyUI."""
         host.make_importable()
         module, name = self.network.split(":")
         operations = import_module("comfy.ops").disable_weight_init
-        return getattr(import_module(module), name)(**self.config, device="meta", operations=operations)
+        network = getattr(import_module(module), name)(**self.config, device="meta", operations=operations)
+        return network.to("meta").eval()  # PixArt makes a few of its tables on the CPU
 
 
 _UNET = {

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "concepts": "list, show and check the shipped concepts or a list of your own",
     "demo": "make pictures steered by concepts, at several strengths, on one labelled sheet",
     "evaluate": "measure steering on held-out concepts against prompting and per-concept fits",
+    "sites": "count and list the places of a model family that can be steered",
 }
 USER_ERROR, INTERRUPTED, BUG = 2, 130, 1
 

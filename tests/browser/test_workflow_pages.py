@@ -40,17 +40,21 @@ def test_is_drawn_without_overlap_inside_its_frames(page: ComfyPage, path: Path)
 
 @pytest.mark.parametrize("path", RUNNING, ids=lambda path: path.stem)
 def test_runs_by_the_button_and_shows_its_pictures(page: ComfyPage, path: Path, shots: Path) -> None:
-    workflow = workflows.load(path)
-    page.load_workflow(workflow)
+    page.load_workflow(workflows.load(path))
     ran = page.run(timeout=600)
     assert ran["status"] == "success", ran
-    page.wait_for_picture()
-    showing = {node["id"] for node in workflow["nodes"] if node["type"] in ("SaveImage", "PreviewImage", "MaskPreview") and node["mode"] == 0}
-    page.page.wait_for_function(
-        "ids => ids.every(id => (app.graph.getNodeById(id).imgs ?? []).some(i => i.complete && i.naturalWidth))", arg=sorted(showing), timeout=30_000
-    )
+    _wait_for_every_picture(page)
     page.screenshot(shots / f"ran_{path.stem}.png", settle=1.0)
     assert page.complaints() == []
+
+
+def _wait_for_every_picture(page: ComfyPage) -> None:
+    """The whole graph in view, until every node that shows pictures and is not muted has one."""
+    page.fit()
+    page.page.wait_for_function(
+        """() => app.graph.nodes.filter(n => ['SaveImage', 'PreviewImage', 'MaskPreview'].includes(n.type) && n.mode === 0)
+            .every(n => (n.imgs ?? []).some(i => i.complete && i.naturalWidth))"""
+    )
 
 
 def test_muted_rows_run_once_their_files_are_there(page: ComfyPage, shots: Path) -> None:
@@ -60,7 +64,7 @@ def test_muted_rows_run_once_their_files_are_there(page: ComfyPage, shots: Path)
     page.page.evaluate("() => { for (const n of app.graph.nodes) n.mode = 0; app.canvas.setDirty(true, true) }")
     ran = page.run()
     assert ran["status"] == "success", ran
-    page.wait_for_picture()
+    _wait_for_every_picture(page)
     page.screenshot(shots / "ran_09_unmuted.png", settle=1.0)
     assert page.complaints() == []
 

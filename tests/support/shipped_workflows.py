@@ -305,7 +305,7 @@ def fit(info: Mapping[str, Any]) -> Graph:
 2. Change the concept or the prompts. More *iterations* are better and slower. *Mean-AcT* and *Linear-AcT* take seconds and are weaker.
 3. Keep what you like with *Save Maps*.
 
-Look at: left plain, right steered with the same noise. The prompt does not name the concept.""", weights=False)
+Look at: above plain, below steered, with the same noise. The prompt does not name the concept.""", weights=False)
     graph, model = scene.graph, scene.world.out("model")
     fitted = graph.node(
         "HyperTransportFitMaps", model=model, clip=scene.world.out("clip"), latent=scene.latent.out(), concept="teal mosaic", method="LinEAS",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pack import load_pack, pack_module, run_node
+from pack import awaited, load_pack, pack_module, run_node
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +388,7 @@ def test_fingerprint_follows_the_files(places, model) -> None:
 
 
 def test_nodes_are_described(concepts) -> None:
-    nodes = asyncio.run(load_pack().extension.get_node_list())
+    nodes = awaited(load_pack().extension.get_node_list())
     mine = [
         node for node in nodes if node.__module__.rpartition(".")[2] in ("postcard", "encoders", "concepts", "sampling")
     ]

@@ -13,11 +13,14 @@ import asyncio
 import importlib
 import importlib.util
 import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy_boot
 
+T = TypeVar("T")
 NAME = "hypertransport_pack"
 ROOT = comfy_boot.PACK
 
@@ -34,7 +37,7 @@ def load_pack() -> ModuleType:
     sys.modules[NAME] = module
     try:
         spec.loader.exec_module(module)
-        module.extension = asyncio.run(module.comfy_entrypoint())
+        module.extension = awaited(module.comfy_entrypoint())
         for name in ("nodes", "hypertransport_core"):
             importlib.import_module(f"{NAME}.{name}")
     except BaseException:
@@ -50,9 +53,15 @@ def pack_module(name: str) -> ModuleType:
     return importlib.import_module(f"{NAME}.{name}")
 
 
+def awaited(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Its result, from a loop in a thread of its own: a browser that tests have opened keeps a loop running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
 def run_node(node: type, **inputs: Any) -> tuple:
     """What a V3 node's execute returns, as a tuple of outputs; an async execute is awaited."""
     out = node.execute(**inputs)
     if asyncio.iscoroutine(out):
-        out = asyncio.run(out)
+        out = awaited(out)
     return tuple(out.result or ())

@@ -106,7 +106,7 @@ _FLUX = {
     "qkv_bias": True,
     "guidance_embed": True,
 }
-_SD3 = {
+_SD3: dict[str, Any] = {
     "input_size": None,
     "in_channels": 16,
     "out_channels": 16,

@@ -17,8 +17,8 @@ class HostError(RuntimeError):
 def find_host() -> tuple[Path | None, str]:
     """(the ComfyUI checkout or None, where it was looked for, in words).
 
-    In this order: $COMFYUI_PATH; the ComfyUI in whose custom_nodes the pack lies; ~/comfy/ComfyUI. A variable that is set
-    but wrong is not passed over in silence: then there is no host.
+    In this order: $COMFYUI_PATH; the ComfyUI in whose custom_nodes the pack lies; ~/comfy/ComfyUI. A variable that is
+    set but wrong is not passed over in silence: then there is no host.
     """
     named = os.path.expandvars("$COMFYUI_PATH")
     if named not in ("", "$COMFYUI_PATH"):
@@ -41,8 +41,8 @@ def _is_host(path: Path) -> bool:
 
 def make_importable() -> None:
     """Let `import comfy` work in this process, on the CPU: the host asks for no GPU. Does nothing where it has been
-    imported already. Only for commands a person runs, never for nodes: it adds a folder to the module search path, behind
-    all others. Raises HostError."""
+    imported already. Only for commands a person runs, never for nodes: it adds a folder to the module search path,
+    behind all others. Raises HostError."""
     if "comfy.model_management" in sys.modules:
         return
     host, words = find_host()

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         choices=SITE_SETS,
-        help="which kinds of sites (default: every set in the table, attention_mlp with --json, everything with --list)",
+        help="which kinds of sites (default: every set in the table, attention_mlp with --json, everything with "
+        "--list)",
     )
     parser.add_argument("--sites", metavar="REGEX", help="only sites in whose path this regular expression is found")
     form = parser.add_mutually_exclusive_group()

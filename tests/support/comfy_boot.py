@@ -3,36 +3,19 @@ from __future__ import annotations
 
 import logging
 import os
+import runpy
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 PACK = Path(os.path.abspath(__file__)).parents[2]  # not resolved: the pack may be a link inside custom_nodes
+# By path, so that the core is not imported here: server tests see what the pack alone imports.
+_HOST = runpy.run_path(str(PACK / "hypertransport_core" / "backbones" / "host.py"))
+find_host: Callable[[], tuple[Path | None, str]] = _HOST["find_host"]
 _kept: list[object] = []  # operator libraries vanish when collected
-
-
-def find_host() -> tuple[Path | None, str]:
-    """(the ComfyUI checkout or None, where it was looked for, in words).
-
-    In this order: $COMFYUI_PATH; the ComfyUI in whose custom_nodes the pack lies; ~/comfy/ComfyUI. A variable that is set
-    but wrong is not passed over in silence: then there is no host.
-    """
-    named = os.environ.get("COMFYUI_PATH")
-    if named:
-        path = Path(named).expanduser()
-        return (path if _is_host(path) else None), f"COMFYUI_PATH={named} holds no ComfyUI" if not _is_host(path) else str(path)
-    places = [PACK.parent.parent] if PACK.parent.name == "custom_nodes" else []
-    places.append(Path("~/comfy/ComfyUI").expanduser())
-    for path in places:
-        if _is_host(path):
-            return path, str(path)
-    return None, "no ComfyUI found: set COMFYUI_PATH to its folder, install the pack in its custom_nodes, or put it at ~/comfy/ComfyUI"
-
-
-def _is_host(path: Path) -> bool:
-    return (path / "comfy" / "model_base.py").is_file()
 
 
 @lru_cache(maxsize=1)

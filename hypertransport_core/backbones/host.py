@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import site
 import sys
 from pathlib import Path
 
@@ -20,8 +19,8 @@ def find_host() -> tuple[Path | None, str]:
     In this order: $COMFYUI_PATH; the ComfyUI in whose custom_nodes the pack lies; ~/comfy/ComfyUI. A variable that is
     set but wrong is not passed over in silence: then there is no host.
     """
-    named = os.path.expandvars("$COMFYUI_PATH")
-    if named not in ("", "$COMFYUI_PATH"):
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
         path = Path(named).expanduser()
         return (path, str(path)) if _is_host(path) else (None, f"COMFYUI_PATH={named} holds no ComfyUI")
     places = [PACK.parent.parent] if PACK.parent.name == "custom_nodes" else []
@@ -49,7 +48,7 @@ def make_importable() -> None:
     if host is None:
         ending = "" if ": " in words else ", expected the folder that holds its main.py: correct or unset the variable"
         raise HostError(f"{words}{ending}.")
-    site.addsitedir(str(host))
+    sys.path.append(str(host))
     try:
         from comfy.cli_args import args
 

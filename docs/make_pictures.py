@@ -164,7 +164,7 @@ def concept_encoder(world: World) -> Tensor:
         picture = world.reference(name)
         words, shown = world.concept(name), world.concept(images=picture)
         both = world.concept(name, images=picture)
-        rows.append((name, [picture[0].movedim(-1, 0), *(world.show(world.steer(concept)) for concept in (words, shown, both))]))
+        rows.append((name, [picture[0].movedim(-1, 0), *(world.show(world.steer(concept), "a red house on the left") for concept in (words, shown, both))]))
     return world.sheet(["a reference picture", "from words", "from the picture", "from both"], rows)
 
 

@@ -319,7 +319,7 @@ def test_without_a_host(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     code, out, err = run(capsys, "--family", "sdxl")
     assert code == 2 and not out and "holds no ComfyUI" in err and "unset" in err and sys.path == before
     monkeypatch.setenv("COMFYUI_PATH", str(checkout(tmp_path)))
-    monkeypatch.setattr(families.host.site, "addsitedir", lambda folder: None)
+    monkeypatch.setattr(sys, "path", before)  # what is added goes away with the test
     monkeypatch.setitem(sys.modules, "comfy.cli_args", None)
     code, out, err = run(capsys, "--family", "sdxl")
     assert code == 2 and not out and "requirements.txt" in err and err.count("\n") == 1

@@ -285,7 +285,7 @@ def _departure(scale: Tensor, shift: Tensor) -> float:
 
 def _not_invertible(where: str, smallest: float) -> str:
     return (f"The inverse does not exist: the smallest scale of {where} is {smallest:.2g} in size, but must be at "
-            f"least {MIN_INVERTIBLE_SCALE:g}; interpolate the maps to a lower strength first.")
+            f"least {MIN_INVERTIBLE_SCALE:g}; give the maps a lower strength or weight first.")
 
 
 def _made_by(operation: str, parts: Sequence[TransportMaps], **details: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The adapter to ComfyUI: Postcard as its MODEL, CLIP and VAE. The one core file that imports ComfyUI; import it only inside a host."""
+"""The adapter to ComfyUI: Postcard as its MODEL, CLIP and VAE. Import it only inside a host."""
 from __future__ import annotations
 
 import logging

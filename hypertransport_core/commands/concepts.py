@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 from ..concepts import BUILTIN, Concept, ConceptSplit, builtin_concepts, generic_scenes, load_concepts, split_concepts
 from ..concepts.builtin import CATEGORIES, PROMPTS_PER_CLASS, concept_words
 from ..concepts.checks import Problem, check
 from ..concepts.tokens import token_counter
 from . import CommandError
+from .options import write_numbers
 
 GENERIC = "generic"
 
@@ -126,15 +125,8 @@ def _check(name: str, concepts: tuple[Concept, ...], split: ConceptSplit, target
         "problems": len(found),
     }
     print(f"Tokens were {how}.", file=sys.stderr)
-    if target == "-":
-        print(json.dumps(numbers))
-    elif target:
-        try:
-            Path(target).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise CommandError(
-                f"{target} cannot be written ({error.strerror}), expected a file for the numbers: choose another."
-            ) from error
+    if target:
+        write_numbers(target, numbers)
     else:
         print(", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in numbers.items()))
     return 1 if found else 0

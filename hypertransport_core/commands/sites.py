@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..backbones.families import FAMILIES, family_network
 from ..sites import SITE_SETS, Site, find_sites, total_channels
 from . import CommandError
+from .options import write_numbers
 
 FLOATS_PER_CHANNEL = 2  # a scale and a shift
 
@@ -41,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     site_set = options.set or default
     sites = find_sites(network, site_set, pattern=options.sites)  # also refuses a pattern that fits nothing
     if options.json:
-        _write_json(options.json, options.family, site_set, sites)
+        numbers = {"family": options.family, "set": site_set, "sites": len(sites), "channels": total_channels(sites)}
+        write_numbers(options.json, numbers)
     elif options.list:
         _print_list(sites)
     else:
@@ -70,16 +70,3 @@ def _print_list(sites: Sequence[Site]) -> None:
     path, kind = (max(len(getattr(site, name)) for site in sites) for name in ("path", "kind"))
     for site in sites:
         print(f"{site.path:{path}}  {site.kind:{kind}}  {site.channels:5}")
-
-
-def _write_json(target: str, family: str, site_set: str, sites: Sequence[Site]) -> None:
-    numbers = {"family": family, "set": site_set, "sites": len(sites), "channels": total_channels(sites)}
-    if target == "-":
-        print(json.dumps(numbers))
-        return
-    try:
-        Path(target).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CommandError(
-            f"{target} cannot be written ({error.strerror}), expected a file for the numbers: choose another."
-        ) from error

@@ -58,7 +58,6 @@ def test_hosts_unet_computes_the_same(name: str) -> None:
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.skipif(not SHIPPED.exists(), reason="weights/postcard.safetensors is not there")
 def test_hosts_unet_runs_the_shipped_file() -> None:
     network = load_network(SHIPPED).eval()
     x, t, context = inputs(network.config)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from hypertransport_core.backbones import families, host
+from hypertransport_core.backbones import host
 from hypertransport_core.backbones.families import FAMILIES, family_network, family_sites
 from hypertransport_core.commands import main
 from hypertransport_core.sites import SITE_SETS, Site, SiteError, find_sites, site_module, total_channels

@@ -29,7 +29,7 @@ from .presets import World
 @dataclass(frozen=True)
 class Draw:
     """What a step works on: concepts (K,), their embeddings (K, E), scenes and noise seeds (K * n, concept by concept),
-    levels.
+    levels, and the strength at which each concept's maps are applied (K,), 1 for all but the config's share.
     """
 
     concepts: list[int]
@@ -37,6 +37,7 @@ class Draw:
     scenes: list[int]
     seeds: list[int]
     levels: list[int]
+    strengths: Tensor
 
 
 @lru_cache(maxsize=4)
@@ -56,13 +57,15 @@ def draw(step: int, bank: EmbeddingBank, scenes: int, levels: int, config: Train
         chosen += [i for _ in range(-(-n // scenes)) for i in torch.randperm(scenes, generator=generator).tolist()][:n]
     seeds = torch.randint(2**31 - 1, (len(concepts) * n,), generator=generator).tolist()
     used = sorted(torch.randperm(levels, generator=generator)[: config.levels_per_step].tolist())
-    return Draw(concepts, embeddings, chosen, seeds, used)
+    dice, strengths = torch.rand(2, len(concepts), generator=generator)
+    strengths = torch.where(dice < config.partial_share, strengths, torch.ones(()))
+    return Draw(concepts, embeddings, chosen, seeds, used, strengths)
 
 
 @dataclass
 class Inputs:
     """Some concepts' rows at one noise level: x (R, *latent), conditioning (R, T, D), clean latents to match or None,
-    tables (K, n, D).
+    tables (K, n, D), strengths (K,) of the maps or None for 1.
     """
 
     level: int
@@ -71,6 +74,7 @@ class Inputs:
     paired: Tensor | None
     targets: Tensor | None
     concepts: int
+    strengths: Tensor | None = None
 
 
 class Objective:
@@ -121,8 +125,14 @@ class Objective:
         return Inputs(level, x, plain, paired, self._targets(concepts, level), len(concepts))
 
     @torch.no_grad()
-    def recall(self, concepts: Sequence[Concept], scenes: Sequence[int], level: int) -> Inputs:
-        """What `prepare` computes, from the predictions that were stored with the data: the noise of each is its own."""
+    def recall(
+        self, concepts: Sequence[Concept], scenes: Sequence[int], level: int, strengths: Tensor | None = None
+    ) -> Inputs:
+        """What `prepare` computes, from the predictions that were stored with the data: the noise of each is its own.
+
+        strengths (K,): where one is below 1, the clean latents to match lie that far on the way from the prediction
+        under the plain prompt to the one under the concept's, so that half a strength comes to look like half a concept.
+        """
         parts = [list(scenes[k * self.samples : (k + 1) * self.samples]) for k in range(len(concepts))]
         noise, stored = [], []
         for concept, part in zip(concepts, parts):
@@ -131,10 +141,29 @@ class Objective:
             stored.append(self.data.predictions(concept, sorted({0, level}), part))
         predictions = torch.cat(stored, 1).to(self.device)
         x = self.world.backbone.noise(noise).to(self.device)
-        if level > 0:
-            x = renoised(self.world, predictions[0], x, self.data.levels, level)
         plain = self.world.backbone.encode([self.world.scenes[i] for i in scenes]).to(self.device)
-        return Inputs(level, x, plain, predictions[-1], self._targets(concepts, level), len(concepts))
+        first, paired = predictions[0], predictions[-1]
+        partial = None if strengths is None else strengths.repeat_interleave(self.samples).to(self.device)
+        if partial is not None:
+            first = self._toward(first, x, 0, plain, partial)
+        if level == 0:
+            paired = first
+        else:
+            x = renoised(self.world, first, x, self.data.levels, level)
+            if partial is not None:
+                paired = self._toward(paired, x, level, plain, partial)
+        return Inputs(level, x, plain, paired, self._targets(concepts, level), len(concepts), strengths)
+
+    def _toward(self, wanted: Tensor, x: Tensor, level: int, plain: Tensor, strengths: Tensor) -> Tensor:
+        """Rows of `wanted` (R, *latent) moved back toward the prediction under the plain prompt where a strength (R,)
+        is below 1."""
+        rows = (strengths < 1).nonzero().flatten()
+        if not len(rows):
+            return wanted
+        with arithmetic(self.config, self.device):
+            untouched = self.world.backbone.denoise(x[rows], self.data.levels[level], plain[rows]).float()
+        share = strengths[rows].reshape(-1, *[1] * (wanted.ndim - 1))
+        return wanted.index_copy(0, rows, torch.lerp(untouched, wanted[rows], share))
 
     def _targets(self, concepts: Sequence[Concept], level: int) -> Tensor | None:
         if self.config.transport_weight == 0:
@@ -192,6 +221,8 @@ class Objective:
     def _run(self, maps: TransportMaps | None, inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
         """Pooled activations (R, D) and clean prediction (R, *latent), as far as the loss needs them."""
         backbone, level = self.world.backbone, self.data.levels[inputs.level]
+        if maps is not None and inputs.strengths is not None:
+            maps = maps.interpolate(inputs.strengths)
         rows = None
         if maps is not None:
             rows = self._rows(inputs.concepts) if maps.rows > 1 else torch.zeros(inputs.x.shape[0], dtype=torch.long)

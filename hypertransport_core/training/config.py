@@ -97,6 +97,13 @@ class TrainingConfig:
     paired_weight: float = _setting(
         0.0, "weight of the squared difference to the prediction under the concept's prompt", low=0.0, high=1e6
     )
+    partial_share: float = _setting(
+        0.0,
+        "share of concepts trained at a strength between 0 and 1, toward the blend of the predictions with and without "
+        "the concept; needs store_predictions",
+        low=0.0,
+        high=1.0,
+    )
     channel_weighting: str = _setting(
         "inverse_variance", "weight of a channel in the transport loss", choices=("none", "inverse_variance")
     )
@@ -165,6 +172,12 @@ class TrainingConfig:
             raise ConfigError(
                 f"store_predictions is on with paired_weight = {self.paired_weight:g} and inputs = \"{self.inputs}\", expected "
                 'paired_weight above 0 and inputs = "target", which are what it serves: change one of them.'
+            )
+        if self.partial_share > 0 and (not self.store_predictions or self.transport_weight > 0):
+            raise ConfigError(
+                f"partial_share is {self.partial_share:g} with store_predictions = {str(self.store_predictions).lower()} "
+                f"and transport_weight = {self.transport_weight:g}, expected stored predictions and no transport loss, "
+                "whose targets are those of strength 1: change them or set partial_share to 0."
             )
         if self.image_share > 0 and self.images_per_concept == 0:
             raise ConfigError(

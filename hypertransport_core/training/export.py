@@ -137,6 +137,7 @@ def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, A
         "inputs",
         "transport_weight",
         "paired_weight",
+        "partial_share",
         "channel_weighting",
         "image_share",
         "phrase_share",

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ..hypernetworks import Hypernetwork, build_hypernetwork
-from ..transport import TransportMaps
-from .batches import Draw, Objective, draw
+from .batches import Objective, draw
 from .config import TrainingConfig
 from .data import DataFolder, derived_seed, network_device
 from .embeddings import check_width
+from .gradients import backward
 from .interruption import Interruption
 from .presets import World
 from .progress import Curves, Rate, log
@@ -112,7 +112,7 @@ class Trainer:
         batch = draw(self.step, self.bank, len(self.world.scenes), len(self.data.levels), config)
         self.network.train()
         self.optimiser.zero_grad(set_to_none=True)
-        found = self._backward(batch)
+        found = backward(self.network, self.objective, batch, self.train_concepts)
         limit = config.gradient_clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit))
         if not math.isfinite(norm + found["loss"]):
@@ -127,54 +127,6 @@ class Trainer:
         self._average_weights()
         found["gradient_norm"] = norm
         return found
-
-    def _backward(self, batch: Draw) -> dict[str, float]:
-        """Gradients of the whole step. The base model runs in parts; maps are cut from the hypernetwork's graph and
-        joined at the end.
-        """
-        embeddings = batch.embeddings.to(self.device)
-        per_level = self.network.steps > 1
-        needed = range(max(batch.levels) + 1) if self.config.inputs == "own" and per_level else batch.levels
-        if per_level:
-            whole = {level: self.network(embeddings, level) for level in needed}
-        else:
-            whole = dict.fromkeys(range(len(self.data.levels)), self.network(embeddings))
-        leaves = {id(maps): _leaf(maps) for maps in whole.values()}
-        config, k, n = self.config, len(batch.concepts), self.config.samples_per_concept
-        size = config.concepts_per_pass or k
-        sums = dict.fromkeys(("loss", "transport", "paired"), 0.0)
-        for level in batch.levels:
-            for start in range(0, k, size):
-                part, rows = slice(start, start + size), slice(start * n, (start + size) * n)
-                concepts = [self.train_concepts[i] for i in batch.concepts[part]]
-                if config.store_predictions:
-                    inputs = self.objective.recall(concepts, batch.scenes[rows], level)
-                else:
-                    steered = [
-                        _rows(whole[i], part).detach() if i in whole else TransportMaps.identity(self.data.sites)
-                        for i in range(level)
-                    ]
-                    inputs = self.objective.prepare(concepts, batch.scenes[rows], batch.seeds[rows], level, steered)
-                maps = _rows(leaves[id(whole[level])], part)
-                transport, paired = self.objective.losses(maps, inputs)
-                share = k * len(batch.levels)
-                loss = self.objective.total(transport, paired).sum() / share
-                loss.backward()
-                for name, value in (
-                    ("loss", loss),
-                    ("transport", transport.sum() / share),
-                    ("paired", paired.sum() / share),
-                ):
-                    sums[name] += float(value.detach())
-        outputs = {id(maps): maps for maps in whole.values()}
-        pairs = [
-            (getattr(maps, name), getattr(leaves[key], name).grad)
-            for key, maps in outputs.items()
-            for name in ("scale", "shift")
-        ]
-        pairs = [(output, gradient) for output, gradient in pairs if gradient is not None]
-        torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
-        return sums
 
     @torch.no_grad()
     def _average_weights(self) -> None:
@@ -342,11 +294,3 @@ def _optimiser(network: Hypernetwork, config: TrainingConfig) -> torch.optim.Ada
         {"params": network.head_parameters(), "peak": config.head_learning_rate, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
-
-
-def _leaf(maps: TransportMaps) -> TransportMaps:
-    return TransportMaps(maps.sites, maps.scale.detach().requires_grad_(), maps.shift.detach().requires_grad_())
-
-
-def _rows(maps: TransportMaps, part: slice) -> TransportMaps:
-    return TransportMaps(maps.sites, maps.scale[part], maps.shift[part])

@@ -170,8 +170,8 @@ def _postcard_concepts(varied: bool) -> ConceptSplit:
     return ConceptSplit(train + more, validation, heldout)
 
 
-# What the shipped hypernetwork was trained with, there for 6000 steps; validation was flat from 2750 on. Pairs of one noise, with and without the concept in the prompt. The loss on
-# whole predictions carries patterns and colours alike; pooled activations, the published recipe, know no patterns.
+# What the shipped hypernetwork was trained with: pairs of one noise, with and without the concept in the prompt. The loss
+# on whole predictions carries patterns and colours alike; pooled activations, the published recipe, know no patterns.
 _PAIRED = {
     "site_set": "all",
     "transport_weight": 0.0,

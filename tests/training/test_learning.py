@@ -18,6 +18,7 @@ from hypertransport_core.training.config import TrainingConfig
 from hypertransport_core.training.data import DataFolder
 from hypertransport_core.training.loop import Trainer, rate_factor
 from hypertransport_core.training.embeddings import EmbeddingBank
+from hypertransport_core.training.gradients import backward
 from hypertransport_core.training.validation import spread, used_levels
 from tests.training import worlds
 
@@ -64,7 +65,7 @@ def gradients(tmp_path: Path, data: Path, **changes) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
         for parameter in one.network.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    one._backward(draw(3, one.bank, 8, 2, one.config))
+    backward(one.network, one.objective, draw(3, one.bank, 8, 2, one.config), one.train_concepts)
     return [parameter.grad for parameter in one.network.parameters() if parameter.grad is not None]
 
 

@@ -190,35 +190,13 @@ def large_host(name: str, px: int) -> Any:
     import tiny_hosts
     import torch
     from comfy.model_patcher import ModelPatcher
+    from pack import pack_module
 
+    families = pack_module("hypertransport_core.backbones.families").FAMILIES
     latent = (4, px // 8, px // 8)
-    wide = {
-        **tiny_hosts.UNET,
-        "model_channels": 320,
-        "num_res_blocks": [2, 2, 2],
-        "channel_mult": [1, 2, 4],
-        "num_classes": "sequential",
-        "adm_in_channels": 2816,
-        "transformer_depth": [0, 0, 2, 2, 10, 10],
-        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-        "transformer_depth_middle": 10,
-        "use_linear_in_transformer": True,
-        "context_dim": 2048,
-    }
-    wide.pop("num_heads")
-    deep = {
-        "image_model": "pixart_alpha",
-        "num_heads": 16,
-        "patch_size": 2,
-        "hidden_size": 1152,
-        "in_channels": 4,
-        "depth": 28,
-        "model_max_length": 120,
-        "micro_condition": True,
-    }
     family = {
-        "pixart": tiny_hosts.Family("PixArtAlpha", deep, latent, 4096),
-        "sdxl": tiny_hosts.Family("SDXL", wide, latent, 2048, 1280),
+        "pixart": tiny_hosts.Family("PixArtAlpha", dict(families["pixart"].config), latent, 4096),
+        "sdxl": tiny_hosts.Family("SDXL", dict(families["sdxl"].config), latent, 2048, 1280),
     }[name]
     tiny_hosts.FAMILIES[f"large {name}"] = family
     config = getattr(supported, family.config_class)(dict(family.config))

@@ -62,9 +62,8 @@ def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[
         with ExitStack() as stack:
             if step not in wanted:
                 stack.enter_context(torch.no_grad())
-            seen, clean = _one_call(backbone, x, levels[step], conditioning, sites if step in wanted else (), step_maps,
-                                    rows,
-                                    pooling, keep_clean)
+            seen, clean = one_call(backbone, x, levels[step], conditioning, sites if step in wanted else (), step_maps,
+                                   rows, pooling, keep_clean)
         if seen is not None:
             features.append(seen)
         if need_clean and step == 0:
@@ -74,11 +73,12 @@ def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[
     return Measurement(tuple(features), first)
 
 
-def _one_call(backbone: Any, x: Tensor, level: float, conditioning: Tensor, sites: Sequence[Site],
-              maps: TransportMaps | None,
-              rows: Tensor | None, pooling: str, keep_clean: bool) -> tuple[Tensor | None, Tensor | None]:
-    """(pooled features, predicted clean latents) of one network call; it ends after the last site where the rest is not
-    needed."""
+def one_call(backbone: Any, x: Tensor, level: float, conditioning: Tensor, sites: Sequence[Site],
+             maps: TransportMaps | None = None, rows: Tensor | None = None, pooling: str = "mean",
+             keep_clean: bool = True) -> tuple[Tensor | None, Tensor | None]:
+    """(pooled activations (B, D) of the sites or None without sites, predicted clean latents (B, *latent)) of x (B,
+    *latent) at a noise level. Unless the latents are to be kept, the call ends after the last site and they are None.
+    """
     clean, capture = None, None
     with ExitStack() as stack:
         if maps is not None:

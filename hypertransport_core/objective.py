@@ -1,4 +1,9 @@
-"""The objective of LinEAS and of hypernetwork training: one function, whoever made the maps."""
+"""The objective of LinEAS and of hypernetwork training, whoever made the maps: a sum over samples, so that it can be
+computed in parts.
+
+W2² ties samples together only through their ranks. Once every sample has the target of its rank (`align`), the loss is
+the plain sum of `transport_of_rows` and `paired_of_rows`: parts of a batch add up to the whole, in value and gradient.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,6 +16,35 @@ from .measuring import Maps, Measurement, measure
 from .sites import Site
 from .transport import TransportMaps
 from .wasserstein import LossError, channel_coefficients, coarsen, rank_targets
+
+
+def align(seen: Tensor, tables: Tensor) -> Tensor:
+    """Every sample's own target, without gradient: pooled activations (K n, D) of K concepts, concept by concept, and
+    sorted block means (K, N, D), N being n or a multiple of it -> (K n, D). Raises LossError.
+    """
+    samples = seen.detach().unflatten(0, (tables.shape[0], -1))
+    return rank_targets(samples, coarsen(tables, samples.shape[1])).flatten(0, 1)
+
+
+def transport_of_rows(seen: Tensor, aligned: Tensor, coefficients: Tensor) -> Tensor:
+    """(R,) of pooled activations and their own targets (R, D): the mean over a concept's samples is its W2², weighed
+    by `wasserstein.channel_coefficients` (D,)."""
+    return (seen - aligned).square() @ coefficients.to(seen.device)
+
+
+def paired_of_rows(clean: Tensor, wanted: Tensor) -> Tensor:
+    """(R,) mean squared differences of predicted clean latents (R, *latent), in fp32."""
+    return (clean.float() - wanted.to(clean.device).float()).square().flatten(1).mean(1)
+
+
+def parts(rows: int, size: int) -> list[slice]:
+    """Slices of at most `size` that cover `rows` rows in order."""
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def leaf(maps: TransportMaps) -> TransportMaps:
+    """The same maps cut from their graph, gathering gradients in `scale.grad` and `shift.grad`."""
+    return TransportMaps(maps.sites, maps.scale.detach().requires_grad_(), maps.shift.detach().requires_grad_())
 
 
 def transport_loss(backbone: Any, maps: TransportMaps | Sequence[TransportMaps], conditioning: Tensor, noise: Tensor,
@@ -49,15 +83,15 @@ def transport_loss(backbone: Any, maps: TransportMaps | Sequence[TransportMaps],
                   float(paired_weight), torch.arange(concepts).repeat_interleave(rows // concepts))
     if chunk is None or chunk >= rows:
         found = term.run(maps, slice(None))
-        return term.loss(found, term.align(found.features, targets, concepts), slice(None))
+        return term.loss(found, _aligned(found.features, targets, concepts), slice(None))
     with torch.no_grad():
-        passes = [term.run(maps, part, ranking=True).features for part in _parts(rows, chunk)]
-        aligned = term.align([torch.cat(step) for step in zip(*passes)], targets, concepts)
+        passes = [term.run(maps, part, ranking=True).features for part in parts(rows, chunk)]
+        aligned = _aligned([torch.cat(step) for step in zip(*passes)], targets, concepts)
     return _chunked(term, maps, per_step, aligned, rows, chunk)
 
 
 class _Terms:
-    """The parts of one loss evaluation, row-wise: given each sample's own target, the loss is a sum over samples."""
+    """The parts of one loss evaluation, row-wise."""
 
     def __init__(self, backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[Site],
                  levels: Sequence[float],
@@ -73,55 +107,45 @@ class _Terms:
                        rows=self.map_rows[part], pooling=self.pooling, measured=self.measured,
                        need_clean=self.paired is not None and not ranking)
 
-    def align(self, features: Sequence[Tensor], targets: Tensor, concepts: int) -> list[Tensor]:
-        """Every sample's own target, (rows, D) per measured step."""
-        steps, width = len(features), features[0].shape[1]
-        if targets.ndim == 3:
-            targets = targets[:, None]
-        if targets.ndim != 4 or (targets.shape[0], targets.shape[1], targets.shape[3]) != (concepts, steps, width):
-            raise LossError(f"The targets have shape {tuple(targets.shape)}, but must be ({concepts}, {steps}, "
-                            f"blocks, {width}): "
-                            "concepts, measured steps, blocks, channels.")
-        aligned = []
-        for step, seen in enumerate(features):
-            samples = seen.detach().unflatten(0, (concepts, -1))
-            aligned.append(rank_targets(samples, coarsen(targets[:, step], samples.shape[1])).flatten(0, 1))
-        return aligned
-
     def loss(self, found: Measurement, aligned: Sequence[Tensor], part: slice) -> Tensor:
         """The share of some rows in the loss; the shares of all rows add up to it."""
         rows, total = self.noise.shape[0], torch.zeros((), device=found.features[0].device)
         for step, seen in enumerate(found.features):
             weight = self.channel_weight
             weight = weight[step] if weight is not None and weight.ndim == 2 else weight
-            coefficients = channel_coefficients(self.sites, seen.shape[1], self.weights, weight).to(seen.device)
-            total = total + ((seen - aligned[step][part]).square() @ coefficients).sum() / (rows * len(found.features))
+            coefficients = channel_coefficients(self.sites, seen.shape[1], self.weights, weight)
+            shares = transport_of_rows(seen, aligned[step][part], coefficients)
+            total = total + shares.sum() / (rows * len(found.features))
         if self.paired is not None and found.first_clean is not None:
-            gap = found.first_clean.float() - self.paired[part].to(found.first_clean.device).float()
-            total = total + self.paired_weight * gap.square().flatten(1).mean(1).sum() / rows
+            total = total + self.paired_weight * paired_of_rows(found.first_clean, self.paired[part]).sum() / rows
         return total
 
 
+def _aligned(features: Sequence[Tensor], targets: Tensor, concepts: int) -> list[Tensor]:
+    """Every sample's own target, (rows, D) per measured step."""
+    steps, width = len(features), features[0].shape[1]
+    if targets.ndim == 3:
+        targets = targets[:, None]
+    if targets.ndim != 4 or (targets.shape[0], targets.shape[1], targets.shape[3]) != (concepts, steps, width):
+        raise LossError(f"The targets have shape {tuple(targets.shape)}, but must be ({concepts}, {steps}, "
+                        f"blocks, {width}): "
+                        "concepts, measured steps, blocks, channels.")
+    return [align(seen, targets[:, step]) for step, seen in enumerate(features)]
+
+
 def _chunked(term: _Terms, maps: TransportMaps | Sequence[TransportMaps], per_step: list[TransportMaps],
-             aligned: list[Tensor],
-             rows: int, chunk: int) -> Tensor:
+             aligned: list[Tensor], rows: int, chunk: int) -> Tensor:
     """The loss as a scalar whose gradient with respect to the maps was accumulated chunk by chunk."""
-    leaves = [TransportMaps(m.sites, m.scale.detach().requires_grad_(),
-                            m.shift.detach().requires_grad_()) for m in per_step]
+    leaves = [leaf(m) for m in per_step]
     steered: TransportMaps | list[TransportMaps] = leaves[0] if isinstance(maps, TransportMaps) else leaves
-    tensors = [tensor for leaf in leaves for tensor in (leaf.scale, leaf.shift)]
-    sums, value = [torch.zeros_like(tensor) for tensor in tensors], torch.zeros((), device=tensors[0].device)
-    for part in _parts(rows, chunk):
+    tensors = [tensor for each in leaves for tensor in (each.scale, each.shift)]
+    value = torch.zeros((), device=tensors[0].device)
+    for part in parts(rows, chunk):
         with torch.enable_grad():
             share = term.loss(term.run(steered, part), aligned, part)
+        share.backward(inputs=tensors)
         value = value + share.detach().to(value.device)
-        for total, gradient in zip(sums, torch.autograd.grad(share, tensors, allow_unused=True)):
-            if gradient is not None:
-                total += gradient
     originals = [tensor for m in per_step for tensor in (m.scale, m.shift)]
-    linear = torch.stack([(tensor * gradient).sum() for tensor, gradient in zip(originals, sums)]).sum()
+    linear = torch.stack([(tensor * cut.grad).sum() for tensor, cut in zip(originals, tensors)
+                          if cut.grad is not None]).sum()
     return value + linear - linear.detach()  # worth `value`, with the gradients of the sums
-
-
-def _parts(rows: int, chunk: int) -> list[slice]:
-    return [slice(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]

@@ -43,15 +43,18 @@ class PooledCapture:
         self.network, self.sites, self.pooling = network, tuple(sites), pooling
         self.stop_after_last_site = stop_after_last_site
         self._seen: dict[str, tuple[Tensor, ...]] = {}
+        self._open = False
         self._stack = ExitStack()
 
     def __enter__(self) -> PooledCapture:
         self._seen.clear()
+        self._open = True
         self._stack.enter_context(shadowed(self.network, {site.path: self._recorder(site) for site in self.sites}))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> bool:
+        self._open = False
         self._stack.close()
         return isinstance(error, _AllSitesSeen) and error.args[0] is self
 
@@ -79,7 +82,10 @@ class PooledCapture:
         def make(forward: Forward) -> Forward:
             def recording_forward(*args: Any, **kwargs: Any) -> Any:
                 output = forward(*args, **kwargs)
-                self._seen[site.path] = _pool(output[0] if isinstance(output, tuple) else output, site, self.pooling)
+                pooled = _pool(output[0] if isinstance(output, tuple) else output, site, self.pooling)
+                if not self._open:  # gradient checkpointing runs a block again, when everything has been read
+                    return output
+                self._seen[site.path] = pooled
                 if self.stop_after_last_site and len(self._seen) == len(self.sites):
                     raise _AllSitesSeen(self)
                 return output

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .encoders.base import ConceptEmbedding, EncoderError, average, centre
+from .encoders.base import ConceptEmbedding, EncoderError, average, centre, stack
 from .files import (AGAIN, FileError, check_fits, check_state, load_file, load_into, save_file, sites_from_header,
                     sites_to_header)
 from .hypernetworks import Hypernetwork, HypernetworkError, build_hypernetwork
@@ -165,7 +165,7 @@ def load_step_maps(path: str | Path) -> tuple[tuple[TransportMaps, ...], dict[st
 
 
 def save_concept(path: str | Path, embedding: ConceptEmbedding, *, modelspec: Mapping[str, str] | None = None) -> None:
-    """Write a concept embedding with all parts of an average. Raises FileError."""
+    """Write a concept embedding with its rows and all parts of an average. Raises FileError."""
     tensors: dict[str, Tensor] = {}
     tree = _concept_tree(embedding, tensors)
     save_file(path, tensors, CONCEPT,
@@ -185,6 +185,8 @@ def load_concept(path: str | Path) -> ConceptEmbedding:
 
 def _concept_tree(embedding: ConceptEmbedding, tensors: dict[str, Tensor]) -> dict[str, Any]:
     tree: dict[str, Any] = {"modality": embedding.modality, "source": embedding.source, "centred": embedding.centred}
+    if embedding.rows:
+        return {**tree, "rows": [_concept_tree(row, tensors) for row in embedding.rows]}
     if embedding.parts:
         return {**tree, "parts": [[_concept_tree(part, tensors), weight] for part, weight in embedding.parts]}
     tree["vector"] = f"vector.{len(tensors)}"
@@ -193,6 +195,8 @@ def _concept_tree(embedding: ConceptEmbedding, tensors: dict[str, Tensor]) -> di
 
 
 def _concept_from(tree: Mapping[str, Any], tensors: Mapping[str, Tensor], encoder_id: str) -> ConceptEmbedding:
+    if "rows" in tree:
+        return replace(stack([_concept_from(row, tensors, encoder_id) for row in tree["rows"]]), source=tree["source"])
     if "parts" not in tree:
         return ConceptEmbedding(tensors[tree["vector"]], str(encoder_id), tree["modality"], tree["source"], (),
                                 tree["centred"])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hypertransport_core import weights_io
-from hypertransport_core.encoders import ConceptEmbedding, average, centre
+from hypertransport_core.encoders import ConceptEmbedding, average, centre, stack
 from hypertransport_core.files import FileError, check_fits, load_file, network_fingerprint, save_file
 from hypertransport_core.hypernetworks import MLPHypernetwork, PerceiverHypernetwork
 from hypertransport_core.sites import Site
@@ -126,15 +126,19 @@ def test_maps_round_trip_and_lies(tmp_path: Path) -> None:
 def test_concept_round_trip(tmp_path: Path) -> None:
     text, images = ConceptEmbedding(_unit(8), "a", "text", "snow"), ConceptEmbedding(_unit(3, 8), "a", "image", "three")
     means = {"text": _unit(8) * 0.3, "image": _unit(8) * 0.3}
-    for embedding in (text, images, average([text, images], [1, -0.5]), centre(average([text, images]), means)):
+    mixed = average([text, images], [1, -0.5])
+    rows = stack([text, mixed, images])  # one concept per row of a batch, each of another origin
+    for embedding in (text, images, mixed, centre(average([text, images]), means), rows, centre(rows, means)):
         weights_io.save_concept(tmp_path / "c.safetensors", embedding)
         again = weights_io.load_concept(tmp_path / "c.safetensors")
         assert torch.equal(again.vector, embedding.vector)
         assert (again.modality, again.source, again.encoder_id, again.centred) == (
             embedding.modality, embedding.source, embedding.encoder_id, embedding.centred)
         assert torch.equal(centre(again, means).vector, centre(embedding, means).vector)
+        assert [row.source for row in again.each()] == [row.source for row in embedding.each()]
     tensors, header = load_file(tmp_path / "c.safetensors")
-    header["concept"]["parts"] = [[{"modality": "text"}, 1]]
-    save_file(tmp_path / "c.safetensors", tensors, "concept", header)
-    with pytest.raises(FileError, match="no usable concept"):
-        weights_io.load_concept(tmp_path / "c.safetensors")
+    for lie in ({"parts": [[{"modality": "text"}, 1]]}, {"rows": []}, {"rows": [{"modality": "text"}]}):
+        header["concept"] = lie
+        save_file(tmp_path / "c.safetensors", tensors, "concept", header)
+        with pytest.raises(FileError, match="no usable concept"):
+            weights_io.load_concept(tmp_path / "c.safetensors")

@@ -1,29 +1,33 @@
-"""One training step's material and loss. What is drawn depends on the seed and the step's number alone, so a resumed
-run
+"""One training step's material and loss. What is drawn depends on the seed and the step's number alone, so a resumed run
 goes on as if it had never stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..capture import PooledCapture
 from ..concepts import Concept
-from ..measuring import next_latents
+from ..measuring import next_latents, one_call
+from ..objective import align, paired_of_rows, transport_of_rows
 from ..sites import Site
 from ..steering import Steering
 from ..transport import TransportMaps
-from ..wasserstein import inverse_variance, site_loss
+from ..wasserstein import channel_coefficients, inverse_variance
 from .config import TrainingConfig
 from .data import DataFolder, arithmetic, derived_seed, network_device, renoised
 from .embeddings import EmbeddingBank
 from .presets import World
+from .recomputation import checkpointed
+
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,15 @@ def draw(step: int, bank: EmbeddingBank, scenes: int, levels: int, config: Train
 
 @dataclass
 class Inputs:
-    """Some concepts' rows at one noise level: x (R, *latent), conditioning (R, T, D), clean latents to match or None,
-    tables (K, n, D), strengths (K,) of the maps or None for 1.
+    """Rows of some concepts at one noise level: x (R, *latent), conditioning (R, T, D), clean latents to match or None;
+    owner (R,): which of the concepts each row is of; tables (C, n, D) or None, as also where rows are only a part of
+    their concepts'; strengths (C,) of the maps or None for 1.
     """
 
     level: int
     x: Tensor
     conditioning: Tensor
+    owner: Tensor
     paired: Tensor | None
     targets: Tensor | None
     concepts: int
@@ -88,12 +94,15 @@ class Objective:
         self.sites: tuple[Site, ...] = data.sites
         self.samples = samples or config.samples_per_concept
         self.device = network_device(world)
-        std = data.source()[1]
-        self.channel_weight = (
-            [inverse_variance(row) for row in std]
-            if config.channel_weighting == "inverse_variance"
-            else [None] * len(std)
-        )
+        weighted = config.channel_weighting == "inverse_variance"
+        self.coefficients = [
+            channel_coefficients(self.sites, len(row), None, inverse_variance(row) if weighted else None).to(self.device)
+            for row in data.source()[1]
+        ]
+
+    def owners(self, concepts: int) -> Tensor:
+        """(R,): which concept each row is of, where all rows of some concepts are there."""
+        return torch.arange(concepts).repeat_interleave(self.samples)
 
     @torch.no_grad()
     def prepare(
@@ -103,47 +112,51 @@ class Objective:
         seeds: Sequence[int],
         level: int,
         steered: Sequence[TransportMaps] | None = None,
+        owner: Tensor | None = None,
     ) -> Inputs:
         """The inputs of some concepts at a level; `steered`: maps per level to sample with up to there, for `inputs =
-        "own"`.
+        "own"`; `owner` (R,): which concept each scene and seed is for, where they are not n for each.
         """
         backbone, config, levels = self.world.backbone, self.config, self.data.levels
+        rows = self.owners(len(concepts)) if owner is None else owner
         words = [self.world.scenes[i] for i in scenes]
-        named = [
-            text
-            for k, concept in enumerate(concepts)
-            for text in self.world.in_concept(words[k * self.samples : (k + 1) * self.samples], concept.name)
-        ]
+        named = [self.world.in_concept([text], concepts[k].name)[0] for text, k in zip(words, rows.tolist())]
         noise = backbone.noise(seeds).to(self.device)
         plain = backbone.encode(words).to(self.device)
         own = config.inputs == "own" and steered is not None
         needs_target = config.paired_weight > 0 or (level > 0 and not own)
         wanted = backbone.encode(named).to(self.device) if needs_target else plain
         with arithmetic(config, self.device):
-            x = self._latents(noise, wanted, plain, level, len(concepts), steered if own else None)
+            x = self._latents(noise, wanted, plain, level, rows, steered if own else None)
             paired = backbone.denoise(x, levels[level], wanted).float() if config.paired_weight > 0 else None
-        return Inputs(level, x, plain, paired, self._targets(concepts, level), len(concepts))
+        tables = self.tables(concepts, level) if owner is None else None
+        return Inputs(level, x, plain, rows, paired, tables, len(concepts))
 
     @torch.no_grad()
     def recall(
-        self, concepts: Sequence[Concept], scenes: Sequence[int], level: int, strengths: Tensor | None = None
+        self,
+        concepts: Sequence[Concept],
+        scenes: Sequence[int],
+        level: int,
+        strengths: Tensor | None = None,
+        owner: Tensor | None = None,
     ) -> Inputs:
         """What `prepare` computes, from the predictions that were stored with the data: the noise of each is its own.
 
-        strengths (K,): where one is below 1, the clean latents to match lie that far on the way from the prediction
+        strengths (C,): where one is below 1, the clean latents to match lie that far on the way from the prediction
         under the plain prompt to the one under the concept's, so that half a strength comes to look like half a concept.
         """
-        parts = [list(scenes[k * self.samples : (k + 1) * self.samples]) for k in range(len(concepts))]
+        rows = self.owners(len(concepts)) if owner is None else owner
         noise, stored = [], []
-        for concept, part in zip(concepts, parts):
-            seeds = self.data.seeds(concept)
+        for k, concept in enumerate(concepts):
+            seeds, part = self.data.seeds(concept), [scenes[i] for i in (rows == k).nonzero().flatten().tolist()]
             noise += [seeds[sample] for sample in part]
             stored.append(self.data.predictions(concept, sorted({0, level}), part))
         predictions = torch.cat(stored, 1).to(self.device)
         x = self.world.backbone.noise(noise).to(self.device)
         plain = self.world.backbone.encode([self.world.scenes[i] for i in scenes]).to(self.device)
         first, paired = predictions[0], predictions[-1]
-        partial = None if strengths is None else strengths.repeat_interleave(self.samples).to(self.device)
+        partial = None if strengths is None else strengths[rows].to(self.device)
         if partial is not None:
             first = self._toward(first, x, 0, plain, partial)
         if level == 0:
@@ -152,7 +165,8 @@ class Objective:
             x = renoised(self.world, first, x, self.data.levels, level)
             if partial is not None:
                 paired = self._toward(paired, x, level, plain, partial)
-        return Inputs(level, x, plain, paired, self._targets(concepts, level), len(concepts), strengths)
+        tables = self.tables(concepts, level) if owner is None else None
+        return Inputs(level, x, plain, rows, paired, tables, len(concepts), strengths)
 
     def _toward(self, wanted: Tensor, x: Tensor, level: int, plain: Tensor, strengths: Tensor) -> Tensor:
         """Rows of `wanted` (R, *latent) moved back toward the prediction under the plain prompt where a strength (R,)
@@ -165,7 +179,8 @@ class Objective:
         share = strengths[rows].reshape(-1, *[1] * (wanted.ndim - 1))
         return wanted.index_copy(0, rows, torch.lerp(untouched, wanted[rows], share))
 
-    def _targets(self, concepts: Sequence[Concept], level: int) -> Tensor | None:
+    def tables(self, concepts: Sequence[Concept], level: int) -> Tensor | None:
+        """Sorted block means (C, n, D) of some concepts at a level; None where the transport loss has no weight."""
         if self.config.transport_weight == 0:
             return None
         return torch.stack([self.data.targets(c, level, self.samples) for c in concepts]).to(self.device)
@@ -176,7 +191,7 @@ class Objective:
         wanted: Tensor,
         plain: Tensor,
         level: int,
-        concepts: int,
+        rows: Tensor,
         steered: Sequence[TransportMaps] | None,
     ) -> Tensor:
         backbone, levels = self.world.backbone, self.data.levels
@@ -186,65 +201,76 @@ class Objective:
             return renoised(self.world, backbone.denoise(noise, levels[0], wanted).float(), noise, levels, level)
         x = noise
         for number in range(level):
-            with Steering(steered[number]).installed(backbone.network, rows=self._rows(concepts)):
+            with Steering(steered[number]).installed(backbone.network, rows=rows):
                 clean = backbone.denoise(x, levels[number], plain).float()
             x = getattr(backbone, "advance", next_latents)(x, clean, levels[number], levels[number + 1])
         return x
-
-    def _rows(self, concepts: int) -> Tensor:
-        return torch.arange(concepts).repeat_interleave(self.samples)
 
     def losses(self, maps: TransportMaps | None, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """(transport, paired) of maps with a row per concept, (1,) or none; each a vector (concepts,), gradients reach
         the maps.
 
-        Per concept: transport is the mean over channels, then sites (`wasserstein.site_loss`); paired the mean over
-        latents.
+        Per concept: transport is the mean over channels, then sites (`objective.transport_of_rows`); paired the mean
+        over latents.
         """
-        zero = torch.zeros(inputs.concepts, device=self.device)
-        seen, prediction = self._run(maps, inputs)
+        transport, paired = self.row_losses(maps, inputs)
+        return transport.unflatten(0, (inputs.concepts, -1)).mean(1), paired.unflatten(0, (inputs.concepts, -1)).mean(1)
+
+    def row_losses(
+        self, maps: TransportMaps | None, inputs: Inputs, aligned: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same per row (R,), whose means over a concept's rows are its losses. aligned (R, D): each row's own
+        target, see `objective.align`, needed where rows are only a part of their concepts'.
+        """
+        zero = torch.zeros(len(inputs.owner), device=self.device)
+        ranked = aligned is not None or inputs.targets is not None
+        seen, clean = self._run(maps, inputs, ranked, inputs.paired is not None)
         transport = paired = zero
-        if inputs.targets is not None and seen is not None:
-            weight = self.channel_weight[inputs.level]
-            source = seen.unflatten(0, (inputs.concepts, self.samples))
-            transport = torch.stack(
-                [
-                    site_loss(source[k : k + 1], inputs.targets[k : k + 1], self.sites, channel_weight=weight)
-                    for k in range(inputs.concepts)
-                ]
-            )
-        if inputs.paired is not None and prediction is not None:
-            gap = (prediction.float() - inputs.paired).square().flatten(1).mean(1)
-            paired = gap.unflatten(0, (inputs.concepts, self.samples)).mean(1)
+        if ranked and seen is not None:
+            aligned = align(seen, inputs.targets) if aligned is None and inputs.targets is not None else aligned
+            assert aligned is not None
+            transport = transport_of_rows(seen, aligned, self.coefficients[inputs.level])
+        if inputs.paired is not None and clean is not None:
+            paired = paired_of_rows(clean, inputs.paired)
         return transport, paired
 
-    def _run(self, maps: TransportMaps | None, inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
-        """Pooled activations (R, D) and clean prediction (R, *latent), as far as the loss needs them."""
-        backbone, level = self.world.backbone, self.data.levels[inputs.level]
+    @torch.no_grad()
+    def pooled(self, maps: TransportMaps, inputs: Inputs) -> Tensor:
+        """Pooled activations (R, D) under maps, to rank rows by before they are run in parts."""
+        seen, _ = self._run(maps, inputs, True, False)
+        assert seen is not None
+        return seen
+
+    def _run(
+        self, maps: TransportMaps | None, inputs: Inputs, read: bool, keep_clean: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Pooled activations (R, D) and clean prediction (R, *latent), as far as they are wanted."""
         if maps is not None and inputs.strengths is not None:
             maps = maps.interpolate(inputs.strengths)
-        rows = None
-        if maps is not None:
-            rows = self._rows(inputs.concepts) if maps.rows > 1 else torch.zeros(inputs.x.shape[0], dtype=torch.long)
-        steering = Steering(maps) if maps is not None else None
-        prediction = None
-        with arithmetic(self.config, self.device):
-            with _installed(steering, backbone.network, rows):
-                if inputs.targets is None:
-                    return None, backbone.denoise(inputs.x, level, inputs.conditioning)
-                capture = PooledCapture(
-                    backbone.network, self.sites, self.config.pooling, stop_after_last_site=inputs.paired is None
-                )
-                with capture:
-                    prediction = backbone.denoise(inputs.x, level, inputs.conditioning)
-        return capture.features(), prediction
+        level, sites = self.data.levels[inputs.level], self.sites if read else ()
+        return network_call(
+            self.world.backbone, self.config, inputs.x, level, inputs.conditioning, sites, maps, inputs.owner, keep_clean
+        )
 
     def total(self, transport: Tensor, paired: Tensor) -> Tensor:
         """The weighted sum of both."""
         return self.config.transport_weight * transport + self.config.paired_weight * paired
 
 
-def _installed(
-    steering: Steering | None, network: torch.nn.Module, rows: Tensor | None
-) -> AbstractContextManager[None]:
-    return nullcontext() if steering is None else steering.installed(network, rows=rows)
+def network_call(
+    backbone: Backbone,
+    config: TrainingConfig,
+    x: Tensor,
+    level: float,
+    conditioning: Tensor,
+    sites: Sequence[Site],
+    maps: TransportMaps | None,
+    owner: Tensor,
+    keep_clean: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """`measuring.one_call` in the config's arithmetic; owner (R,): the map row of each row, where there are several."""
+    rows = owner if maps is not None and maps.rows > 1 else torch.zeros_like(owner)
+    saving = config.gradient_checkpointing and torch.is_grad_enabled()
+    with arithmetic(config, x.device), checkpointed(backbone.network) if saving else nullcontext():
+        # An exception that ends a call early would leave a checkpointed block half recorded.
+        return one_call(backbone, x, level, conditioning, sites, maps, rows, config.pooling, keep_clean or saving)

@@ -32,7 +32,10 @@ class TrainingConfig:
     data: str = _setting("", "folder of collected data, shared by runs; empty = `data` in the run's folder")
     device: str = _setting("auto", "where to compute: auto, cpu, cuda, cuda:0 ...")
     precision: str = _setting(
-        "bf16", "dtype of the base model's arithmetic; maps, loss and hypernetwork are fp32", choices=("fp32", "bf16")
+        "bf16", "dtype of the base model's arithmetic; maps and loss are fp32", choices=("fp32", "bf16")
+    )
+    memory_limit: float = _setting(
+        0.0, "gigabytes that a run may take on its device; 0 = what is free", low=0.0, high=1e6
     )
     seed: int = _setting(0, "one number that decides scenes, noise, order and initial weights", low=0, high=2**31 - 1)
 
@@ -78,6 +81,9 @@ class TrainingConfig:
     width: int = _setting(512, "width of the hypernetwork's hidden layers", low=1, high=65536)
     bottleneck: int = _setting(64, "width before the head (mlp only)", low=1, high=65536)
     depth: int = _setting(1, "residual or attention layers", low=0, high=64)
+    hypernetwork_precision: str = _setting(
+        "fp32", "dtype of the hypernetwork's arithmetic in training; weights and maps are fp32", choices=("fp32", "bf16")
+    )
     dropout: float = _setting(0.0, "share of hidden units dropped (mlp only)", low=0.0, high=0.95)
     maps_per_step: bool = _setting(False, "one set of maps per sampling step instead of one for all")
 
@@ -86,6 +92,15 @@ class TrainingConfig:
     samples_per_concept: int = _setting(8, "samples of each concept in a step (n); divides `blocks`", low=1, high=4096)
     concepts_per_pass: int = _setting(
         0, "concepts per call of the base model, to save memory, exact; 0 = all of a step", low=0, high=4096
+    )
+    samples_per_pass: int = _setting(
+        0,
+        "samples per call of the base model, also fewer than a concept has, to save memory, exact; 0 = whole concepts",
+        low=0,
+        high=10**6,
+    )
+    gradient_checkpointing: bool = _setting(
+        False, "run the base model's blocks twice instead of keeping what is inside them, to save memory, exact"
     )
     levels_per_step: int = _setting(1, "noise levels drawn per step, of the sampling ones", low=1, high=64)
     inputs: str = _setting(
@@ -118,6 +133,13 @@ class TrainingConfig:
     head_learning_rate: float = _setting(1e-3, "of the last layer", low=0.0, high=10.0)
     final_learning_rate: float = _setting(
         0.01, "share of the learning rates that is left at the end (cosine)", low=0.0, high=1.0
+    )
+    warm_start: float = _setting(
+        0.0,
+        "share of the closed-form maps (ridge regression on the statistics) that the fresh network predicts, 0.1 to 0.3; "
+        "0 = start from the identity; mlp only",
+        low=0.0,
+        high=1.0,
     )
     warmup: int = _setting(50, "steps over which the learning rates rise", low=0, high=10**9)
     weight_decay: float = _setting(0.01, "of the trunk's weights (AdamW)", low=0.0, high=10.0)
@@ -189,6 +211,12 @@ class TrainingConfig:
         """A copy with other values. Raises ConfigError, for unknown names too."""
         _check_names(values, where)
         return replace(self, **values)
+
+    def rows_per_pass(self) -> int:
+        """Most rows in one call of the base model in training: whole concepts, or else a part of one."""
+        n, k = self.samples_per_concept, self.concepts_per_step
+        size = min(self.samples_per_pass or k * n, (self.concepts_per_pass or k) * n, k * n)
+        return size - size % n if size >= n else size
 
     def hypernetwork_options(self) -> dict[str, Any]:
         """Arguments of the hypernetwork's class beside sites and width of the embedding."""

@@ -40,15 +40,19 @@ class MLPHypernetwork(Hypernetwork):
             # About the spread of the inlet's output, so steps differ at once.
             nn.init.normal_(self.step_offset, std=0.5)
 
-    def raw(self, embedding: Tensor, step: int) -> Tensor:
-        """Raw outputs (B, 2 ΣC)."""
+    def features(self, embedding: Tensor, step: int) -> Tensor:
+        """What the bottleneck reads, (B, width)."""
         hidden = self.inlet(self.norm(embedding))
         if self.step_offset is not None:
             hidden = hidden + self.step_offset[step]
         hidden = self._drop(functional.gelu(hidden))
         for layer in self.layers:
             hidden = hidden + self._drop(functional.gelu(layer(hidden)))
-        return self.head(self.narrow(hidden))
+        return hidden
+
+    def raw(self, embedding: Tensor, step: int) -> Tensor:
+        """Raw outputs (B, 2 ΣC)."""
+        return self.head(self.narrow(self.features(embedding, step)))
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Weight and bias of the head."""

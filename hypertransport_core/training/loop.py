@@ -23,6 +23,7 @@ from .progress import Curves, Rate, log
 from .samples import save_strip
 from .states import States, TrainingError
 from .validation import Probe, departure, spread, used_levels
+from .warm_start import warm_start
 
 MEASURED = ("loss", "transport", "paired", "gradient_norm")
 
@@ -42,6 +43,7 @@ class Trainer:
             {**config.hypernetwork_options(), "sites": data.sites, "embedding_dim": world.encoder.width}
         )
         self.network.set_source(*data.source())
+        warm_start(self.network, data, self.train_concepts, self.bank, config)
         self.network.to(self.device)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimiser = _optimiser(self.network, config)

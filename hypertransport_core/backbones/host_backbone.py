@@ -4,10 +4,13 @@ With `comfyui.py` the exception to the rule that the core never imports ComfyUI;
 
 Noise levels are what the host calls 1 - percent, so equal steps are those of its scheduler "simple". Latents are kept in
 coordinates in which pure noise is standard normal: those of the host for flow matching, and divided by
-sqrt(sigma_data² + sigma²) for the models whose sigma has no bound (SD 1.5, SDXL, PixArt).
+sqrt(sigma_data² + sigma²) for the models whose sigma has no bound (SD 1.5, SDXL, PixArt). So a run may begin at any
+level, and its network then sees noise of unit variance, as one-step models were distilled on.
 """
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -25,13 +28,13 @@ from torch import Tensor, nn
 from .. import files
 from ..sites import Site, find_sites
 from ..steering import Forward, Steering, shadowed
+from .host import HostBackboneError
 
 # In these, joint transformers later add to the normalised tensor in place, which would spoil what autograd kept.
 _NORMS = ("LayerNorm", "RMSNorm", "GroupNorm")
-
-
-class HostBackboneError(ValueError):
-    """A MODEL or CLIP that cannot be used; the message is one sentence with the cure."""
+# Of prompts already read; those used longest ago are read anew. T5 gives 4 MB a prompt.
+MOST_REMEMBERED = 2 * 2**30
+TIMESTEPS = 1000  # of the models that know timesteps; the last, 999, is noise level 1
 
 
 class HostConditioning:
@@ -81,20 +84,28 @@ class HostBackbone:
     model: as a MODEL socket carries; clip: as a CLIP socket carries, needed to encode; vae: needed to decode;
     latent: a tensor (B, *latent_shape) of the size to work at, such as an empty latent's samples; channels are fitted to
     the model as samplers do. before_call: called before every network call, may raise to cancel.
+    timesteps: for distilled models, the timesteps 0 to 999 that they are sampled at, falling; else levels are equally
+    spaced. renoise: sample as the host's "lcm", with fresh noise in every step, instead of as its "euler".
+    extra: what nodes add to a conditioning, such as {"guidance": 3.5} for FLUX.1-dev.
     """
 
-    steps_default = 4
-
     def __init__(self, model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP | None = None, *, latent: Tensor,
-                 vae: comfy.sd.VAE | None = None, before_call: Callable[[], None] | None = None) -> None:
+                 vae: comfy.sd.VAE | None = None, before_call: Callable[[], None] | None = None,
+                 timesteps: Sequence[int] = (), renoise: bool = False, extra: Mapping[str, Any] | None = None) -> None:
         import comfy.sample
 
         self.model, self.clip, self.vae = model, clip, vae
         self.before_call = before_call or (lambda: None)
+        self.timesteps, self.renoise, self.extra = tuple(timesteps), renoise, dict(extra or {})
+        self.steps_default = len(self.timesteps) or 4
         self.latent_shape = tuple(comfy.sample.fix_empty_latent_channels(model, latent[:1] * 0).shape[1:])
         self.family = family_of(model)
-        self._encoded: dict[str, dict[str, Any]] = {}
+        self._encoded: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._lengths: dict[str, int] = {}
         self._loaded = False
+        if self.timesteps and isinstance(self.sampling, comfy.model_sampling.CONST):
+            raise HostBackboneError(f"{self.family} is a flow model, which has no timesteps, expected none with it: leave "
+                                    "timesteps empty.")
 
     @property
     def base(self) -> comfy.model_base.BaseModel:
@@ -136,6 +147,9 @@ class HostBackbone:
         """Read all prompts at once, so that text encoder and model need not take turns in memory. Raises
         HostBackboneError without a CLIP."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
+        for prompt in prompts:
+            if prompt in self._encoded:
+                self._encoded.move_to_end(prompt)
         if not missing:
             return
         if self.clip is None:
@@ -145,13 +159,43 @@ class HostBackbone:
         with torch.inference_mode():
             found = self._encode_same_length(missing)
         self._encoded.update(zip(missing, found))
+        self._loaded = False  # the text encoder may have taken the model's place
+        self._forget(keep=len(set(prompts)))
+
+    def _forget(self, keep: int) -> None:
+        """Drop the prompts used longest ago, all but the last `keep` at most, until what is left fits."""
+        sizes = [sum(v.nbytes for v in cond.values() if isinstance(v, Tensor)) for cond in self._encoded.values()]
+        excess = sum(sizes) - MOST_REMEMBERED
+        for prompt, size in list(zip(self._encoded, sizes))[:max(0, len(sizes) - keep)]:
+            if excess <= 0:
+                return
+            del self._encoded[prompt]
+            excess -= size
+
+    def pad_to_longest(self, prompts: Sequence[str]) -> None:
+        """Make room for these: text encoders without a fixed length pad every prompt to the longest of them from now
+        on, so that prompts read at different times fit one batch and are read alike in each."""
+        if self.clip is None:
+            return
+        probes = [self._token_counts(prompt) for prompt in ("a", "a small red house by the sea, seen from above")]
+        if probes[0] == probes[1]:
+            return  # all prompts have one length anyway
+        for prompt in prompts:
+            for name, count in self._token_counts(prompt).items():
+                self._lengths[name] = max(count, self._lengths.get(name, 0))
+        self._encoded.clear()
+
+    def _token_counts(self, prompt: str) -> dict[str, int]:
+        assert self.clip is not None
+        return {name: len(rows[0]) for name, rows in self.clip.tokenize(prompt).items()}
 
     def _encode_same_length(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """One cond per prompt. Text encoders without a fixed length (T5 for PixArt, language models) get all prompts
         padded to the longest, as the host pads for others, so that they fit one batch."""
         assert self.clip is not None
         clip, tokens = self.clip, [self.clip.tokenize(prompt) for prompt in prompts]
-        longest = {name: max(len(t[name][0]) for t in tokens if name in t) for name in tokens[0]}
+        longest = {name: max(self._lengths.get(name, 0), *(len(t[name][0]) for t in tokens if name in t))
+                   for name in tokens[0]}
         if any(len(t[name][0]) != longest[name] for t in tokens for name in t):
             options = {f"{name}_min_length": length for name, length in longest.items()}
             tokens = [clip.tokenize(prompt, tokenizer_options=options) for prompt in prompts]
@@ -169,7 +213,7 @@ class HostBackbone:
         noise = torch.zeros(1, *self.latent_shape, device=self.device)
         rows = []
         for prompt in prompts:
-            cond = {key: ordinary(value) for key, value in self._encoded[prompt].items()}
+            cond = {key: ordinary(value) for key, value in self._encoded[prompt].items()} | self.extra
             (ready,) = comfy.samplers.encode_model_conds(self.base.extra_conds, [cond], noise, self.device, "positive",
                                                          latent_image=noise, seed=0)
             rows.append({key: value.process_cond(batch_size=1, device=self.device, area=None)
@@ -182,11 +226,17 @@ class HostBackbone:
         return torch.stack(rows).to(self.device)
 
     def noise_levels(self, steps: int) -> list[float]:
-        """steps + 1 equally spaced levels from 1.0 to 0.0. Raises HostBackboneError for less than one step."""
+        """steps + 1 equally spaced levels from 1.0 to 0.0, or those of the timesteps, then 0.0. Raises
+        HostBackboneError for less than one step, or another number of steps than there are timesteps."""
         if steps < 1:
             raise HostBackboneError(f"The number of sampling steps is {steps}, but must be at least 1; use "
                                     f"{self.steps_default}.")
-        return [(steps - i) / steps for i in range(steps + 1)]
+        if not self.timesteps:
+            return [(steps - i) / steps for i in range(steps + 1)]
+        if steps != len(self.timesteps):
+            raise HostBackboneError(f"The number of sampling steps is {steps}, expected {len(self.timesteps)}, one for "
+                                    f"each of the timesteps {', '.join(map(str, self.timesteps))}: change one of them.")
+        return [step / (TIMESTEPS - 1) for step in self.timesteps] + [0.0]
 
     def sigma(self, level: float) -> float:
         """The host's sigma at a noise level; level 1 is its largest."""
@@ -217,11 +267,18 @@ class HostBackbone:
         with safe_norms(base.diffusion_model) if torch.is_grad_enabled() else nullcontext():
             return base.apply_model(x * self.spread(sigma), sigmas, transformer_options=options, **conditioning.together())
 
-    def advance(self, x: Tensor, clean: Tensor, level: float, next_level: float) -> Tensor:
-        """One Euler step, as the host's sampler "euler" makes it, from one noise level to the next."""
+    def advance(self, x: Tensor, clean: Tensor, level: float, next_level: float, noise: Tensor | None = None) -> Tensor:
+        """One step of the host's sampler "euler", or "lcm" with `renoise`, from one noise level to the next.
+
+        noise: what the run began with, x itself if not given; "lcm" draws its fresh noise from it (`fresh_noise`).
+        """
         if next_level <= 0.0:
             return clean
         sigma, following = self.sigma(level), self.sigma(next_level)
+        if self.renoise:
+            fresh = fresh_noise(x if noise is None else noise, next_level)
+            noised = self.sampling.noise_scaling(torch.tensor(following, device=x.device), fresh, clean)
+            return noised / self.spread(following)
         moved = clean + (x * self.spread(sigma) - clean) * (following / sigma)
         return moved / self.spread(following)
 
@@ -234,14 +291,16 @@ class HostBackbone:
                 for one in steering:
                     stack.enter_context(one.installed(self.network, noise_level=level, batch=x.shape[0], rows=rows))
                 clean = self.denoise(x, level, conditioning)
-            x = self.advance(x, clean, level, following)
+            x = self.advance(x, clean, level, following, noise)
         return x
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> pictures (B, 3, H, W) in [0, 1], without gradient. Raises HostBackboneError without a VAE."""
         if self.vae is None:
             raise HostBackboneError("There is no VAE to decode with; connect the VAE that belongs to the model.")
         pictures = self.vae.decode(self.base.process_latent_out(latents.detach().float()))
+        self._loaded = False  # the VAE may have taken the model's place
         if pictures.ndim == 5:  # a video of one frame
             pictures = pictures[:, 0]
         return pictures[..., :3].movedim(-1, 1).float()
@@ -251,6 +310,17 @@ def family_of(model: comfy.model_patcher.ModelPatcher) -> str:
     """The architecture's name as files record it: "postcard", else the host's own name for its configuration."""
     name = type(model.model.model_config).__name__
     return "postcard" if name == "PostcardConfig" else name
+
+
+def fresh_noise(noise: Tensor, level: float) -> Tensor:
+    """Standard normal noise like `noise` (B, ...), another for every noise level; row i depends on row i of `noise`
+    only, bit for bit, so on its seed, and on no other row or device."""
+    rows = []
+    for row in noise:
+        start = row.flatten()[:64].float().cpu().contiguous().numpy().tobytes()
+        seed = int.from_bytes(hashlib.sha256(start + f"{level:.6f}".encode()).digest()[:7], "big")
+        rows.append(torch.randn(row.shape, generator=torch.Generator().manual_seed(seed)))
+    return torch.stack(rows).to(noise)
 
 
 def ordinary(value: Any) -> Any:

@@ -22,8 +22,10 @@ from ..hypertransport_core.encoders.clip_files import (
     read_clip_file,
     signs_in_id,
 )
+from ..hypertransport_core.encoders.transformers_clip import TransformersClipEncoder
 from ..hypertransport_core.files import FileError, check_fits
 from ..hypertransport_core.weights_io import HypernetworkFile
+from .hosted_clip import HostedClip
 from .postcard import FileState, file_state, postcard_encoder
 from .showing import with_text
 from .sockets import Encoder, HyperTransport, advanced, node_schema
@@ -102,19 +104,17 @@ def _sign(state: FileState, half: str) -> str | None:
 def _load(text: Candidate, vision: Candidate, states: tuple[FileState, FileState]) -> ConceptEncoder:
     with torch.inference_mode(False):
         if text.folder:
-            from ..hypertransport_core.encoders.transformers_clip import TransformersClipEncoder
-
-            return TransformersClipEncoder.from_folder(text.path)
+            return HostedClip(TransformersClipEncoder.from_folder(text.path))
         if text.file is None or vision.file is None:
             raise EncoderError(
                 f"{(vision if text.file else text).path} cannot be one tower of two, expected a single .safetensors "
                 "file"
             )
-        return load_clip_files(text.file, vision.file, TOKENIZER)
+        return HostedClip(load_clip_files(text.file, vision.file, TOKENIZER))
 
 
 def load(text: Candidate, vision: Candidate) -> ConceptEncoder:
-    """The encoder, float32 on the CPU; the last two stay in memory. Raises EncoderError, FileError."""
+    """The encoder, in the host's care; the last two stay in memory. Raises EncoderError, FileError."""
     return _load(text, vision, (text.state, vision.state))
 
 
@@ -185,8 +185,8 @@ class LoadConceptEncoder(io.ComfyNode):
             display_name="Load Concept Encoder",
             description="Loads the CLIP that turns words and pictures into concepts. It must be the very CLIP that "
                         "the HyperTransport weights were trained with: connect the weights and leave 'automatic', and "
-                        "it is found among your files by its content, whatever it is called. Runs on the CPU in "
-                        "float32; nothing is ever downloaded.",
+                        "it is found among your files by its content, whatever it is called. Runs where "
+                        "ComfyUI runs text encoders; nothing is ever downloaded.",
             search_aliases=["clip", "clip vision", "text encoder", "image encoder", "open_clip", "transformers"],
             inputs=[
                 io.Combo.Input(

@@ -278,7 +278,8 @@ def test_one_file_with_both_towers(places, model, expected) -> None:
     loaded = load(encoder="text_encoders/whole.safetensors")
     agree(loaded, expected)
     assert load(encoder="text_encoders/whole.safetensors") is loaded
-    assert not any(p.is_inference() or p.is_meta for p in [*loaded.model.parameters(), *loaded.model.buffers()])
+    network = loaded.patcher.model
+    assert not any(p.is_inference() or p.is_meta for p in [*network.parameters(), *network.buffers()])
     assert load(weights=weights_for(expected.encoder_id)) is loaded
 
 

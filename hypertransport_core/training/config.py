@@ -40,9 +40,23 @@ class TrainingConfig:
     seed: int = _setting(0, "one number that decides scenes, noise, order and initial weights", low=0, high=2**31 - 1)
 
     weights: str = _setting(
-        "", "file of the base model; empty = the preset's; relative to the current folder or the package's"
+        "", "file of the base model; empty = the preset's; relative to the current folder or the package's, or the name "
+        "of one in ComfyUI's model folders"
     )
-    encoder_weights: str = _setting("", "file of the concept encoder; empty = the preset's")
+    text_encoders: str = _setting(
+        "", "files of the base model's text encoders, several separated by commas, or a checkpoint that holds them; "
+        "empty = those in the base model's file, or the preset's"
+    )
+    text_encoder_type: str = _setting(
+        "", "which model text encoders are for, in ComfyUI's words, such as flux or pixart; empty = as the base model says"
+    )
+    vae: str = _setting("", "file of the VAE, or a checkpoint that holds one; empty = as for text_encoders")
+    lora: str = _setting("", "LoRA file on the base model; empty = the preset's")
+    lora_strength: float = _setting(1.0, "strength of the LoRA", low=-10.0, high=10.0)
+    encoder_weights: str = _setting(
+        "", "the concept encoder: a file or folder with both towers of a CLIP, or two files separated by a comma, words "
+        "first; empty = the preset's, which for models of ComfyUI is the CLIP ViT-L/14 in its folders"
+    )
     concepts: str = _setting("", "concept list (.json, .toml, .csv), or styles-777 or styles-777-free; empty = the preset's")
     heldout_fraction: float = _setting(
         0.21, "share of every category of a concept list that is held out", low=0.0, high=0.9
@@ -51,7 +65,9 @@ class TrainingConfig:
     scenes: str = _setting("", "text file with one generic scene a line; empty = those of the concepts or the preset")
 
     site_set: str = _setting("attention_mlp", "which outputs of the base model are steered", choices=tuple(SITE_SETS))
-    pattern: str = _setting("", "regular expression that site paths must contain; empty = all of the set")
+    pattern: str = _setting(
+        "", "regular expression that site paths must contain; empty = all of the set", flags=("--sites",)
+    )
     pooling: str = _setting(
         "mean", "how activations are pooled for the transport loss", choices=tuple(p for p in POOLINGS if p != "tokens")
     )
@@ -74,6 +90,19 @@ class TrainingConfig:
     )
     sampling_steps: int = _setting(
         4, "steps in which the base model samples; their noise levels are trained on", low=1, high=64
+    )
+    timesteps: str = _setting(
+        "", "timesteps, 0 to 999 and falling, at which a distilled model is sampled, as many as sampling_steps; empty = "
+        "equally spaced noise levels"
+    )
+    sampler: str = _setting(
+        "euler", "how the base model goes from one noise level to the next; lcm adds fresh noise", choices=("euler", "lcm")
+    )
+    guidance: float = _setting(
+        0.0, "guidance that models like FLUX.1-dev read as a number; 0 = ComfyUI's default, 3.5", low=0.0, high=100.0
+    )
+    resolution: int = _setting(
+        0, "side of the pictures in pixels, a multiple of 16; 0 = the size the base model is made for", low=0, high=8192
     )
     batch: int = _setting(32, "rows per call of the base model outside of training", low=1, high=4096)
 
@@ -105,8 +134,9 @@ class TrainingConfig:
     levels_per_step: int = _setting(1, "noise levels drawn per step, of the sampling ones", low=1, high=64)
     inputs: str = _setting(
         "target",
-        "latents below noise level 1: from the target's prediction at level 1, or from the map's own steered sampling",
-        choices=("target", "own"),
+        "latents below the first noise level: from the target's prediction at the first, from the target's sampling step "
+        "by step (sampled), or from the map's own steered sampling",
+        choices=("target", "sampled", "own"),
     )
     transport_weight: float = _setting(1.0, "weight of W2² between pooled activations", low=0.0, high=1e6)
     paired_weight: float = _setting(
@@ -185,12 +215,22 @@ class TrainingConfig:
                 f"levels_per_step is {self.levels_per_step}, expected at most sampling_steps = "
                 f"{self.sampling_steps}: lower it."
             )
+        steps = timesteps_of(self.timesteps)
+        if steps and len(steps) != self.sampling_steps:
+            raise ConfigError(
+                f"timesteps names {len(steps)} steps, expected sampling_steps = {self.sampling_steps} of them: change one "
+                "of them."
+            )
+        if self.resolution % 16:
+            raise ConfigError(
+                f"resolution is {self.resolution}, expected a multiple of 16: use {self.resolution // 16 * 16 or 16}."
+            )
         if self.transport_weight == 0 and self.paired_weight == 0:
             raise ConfigError(
                 "transport_weight and paired_weight are both 0, expected at least one above 0: there would be "
                 "nothing to learn."
             )
-        if self.store_predictions and (self.paired_weight == 0 or self.inputs == "own"):
+        if self.store_predictions and (self.paired_weight == 0 or self.inputs != "target"):
             raise ConfigError(
                 f"store_predictions is on with paired_weight = {self.paired_weight:g} and inputs = \"{self.inputs}\", expected "
                 'paired_weight above 0 and inputs = "target", which are what it serves: change one of them.'
@@ -233,6 +273,15 @@ class TrainingConfig:
     def to_toml(self) -> str:
         """Every setting with its meaning, as a TOML file that `read_config` takes."""
         return dump(asdict(self), {spec.name: spec.metadata["help"] for spec in fields(self)})
+
+
+def timesteps_of(text: str) -> tuple[int, ...]:
+    """The numbers in "999, 749 499 249". Raises ConfigError for anything but falling whole numbers from 0 to 999."""
+    words = text.replace(",", " ").split()
+    steps = [int(word) if word.isdecimal() else -1 for word in words]
+    if any(not 0 <= step <= 999 for step in steps) or steps != sorted(set(steps), reverse=True):
+        raise ConfigError(f"timesteps is '{text}', expected falling whole numbers from 0 to 999: correct them.")
+    return tuple(steps)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

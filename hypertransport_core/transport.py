@@ -285,7 +285,7 @@ def _departure(scale: Tensor, shift: Tensor) -> float:
 
 def _not_invertible(where: str, smallest: float) -> str:
     return (f"The inverse does not exist: the smallest scale of {where} is {smallest:.2g} in size, but must be at "
-            f"least {MIN_INVERTIBLE_SCALE:g}; give the maps a lower strength or weight first.")
+            f"least {MIN_INVERTIBLE_SCALE:g}; invert each set of maps before combining them, or lower their weights.")
 
 
 def _made_by(operation: str, parts: Sequence[TransportMaps], **details: Any) -> dict[str, Any]:

@@ -87,6 +87,22 @@ def test_inverse(pack: SimpleNamespace) -> None:
         run_node(pack.maps.InvertMaps, maps=flat)
 
 
+def test_what_the_refused_inverse_of_a_sum_suggests_can_be_done(pack: SimpleNamespace) -> None:
+    def half(seed: int):  # two of these sum up to a scale of 0, as no single map of a hypernetwork has
+        return make(pack, seed).change(lambda m: pack.transport.TransportMaps(m.sites, torch.full_like(m.scale, 0.5), m.shift))
+
+    a, b = half(0), half(1)
+    with pytest.raises(ValueError, match="before combining them, or lower their weights"):
+        run_node(pack.maps.InvertMaps, maps=combine(pack, a, b))
+    (before,), (after,) = (run_node(pack.maps.InvertMaps, maps=maps) for maps in (a, b))
+    combine(pack, before, after)
+    both, back = combine(pack, a, b, how="sequence").steps[0], combine(pack, after, before, how="sequence").steps[0]
+    assert both.then(back).allclose(pack.transport.TransportMaps.identity(both.sites), atol=1e-5)
+    for joint in (combine(pack, a, b, weights=(0.9, 0.9)), combine(pack, a, b, how="average")):
+        inverse, = run_node(pack.maps.InvertMaps, maps=joint)
+        assert joint.steps[0].then(inverse.steps[0]).allclose(pack.transport.TransportMaps.identity(both.sites), atol=1e-5)
+
+
 @pytest.mark.parametrize("steps, rows", [(1, 1), (3, 2)])
 def test_save_and_load(pack: SimpleNamespace, folders: Path, steps: int, rows: int) -> None:
     maps = make(pack, steps=steps, rows=rows)

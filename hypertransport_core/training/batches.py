@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ..concepts import Concept
-from ..measuring import next_latents, one_call
+from ..measuring import one_call
 from ..objective import align, paired_of_rows, transport_of_rows
 from ..sites import Site
 from ..steering import Steering
 from ..transport import TransportMaps
 from ..wasserstein import channel_coefficients, inverse_variance
 from .config import TrainingConfig
-from .data import DataFolder, arithmetic, derived_seed, network_device, renoised
+from .data import DataFolder, arithmetic, derived_seed, network_device, renoised, stepped
 from .embeddings import EmbeddingBank
 from .presets import World
 from .recomputation import checkpointed
@@ -197,13 +197,16 @@ class Objective:
         backbone, levels = self.world.backbone, self.data.levels
         if level == 0:
             return noise
-        if steered is None:
+        if steered is None and self.config.inputs != "sampled":
             return renoised(self.world, backbone.denoise(noise, levels[0], wanted).float(), noise, levels, level)
         x = noise
         for number in range(level):
-            with Steering(steered[number]).installed(backbone.network, rows=rows):
-                clean = backbone.denoise(x, levels[number], plain).float()
-            x = getattr(backbone, "advance", next_latents)(x, clean, levels[number], levels[number + 1])
+            if steered is None:
+                clean = backbone.denoise(x, levels[number], wanted).float()
+            else:
+                with Steering(steered[number]).installed(backbone.network, rows=rows):
+                    clean = backbone.denoise(x, levels[number], plain).float()
+            x = stepped(self.world, x, clean, noise, levels[number], levels[number + 1])
         return x
 
     def losses(self, maps: TransportMaps | None, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..backbones.host import HostBackboneError, HostError
 from ..concepts import ConceptError
 from ..encoders.base import EncoderError
 from ..files import FileError
@@ -22,7 +23,18 @@ from .presets import preset
 from .stages import STAGES, run_stages, save_settings
 from .states import States, TrainingError, disk_is_full
 
-REFUSALS = (ConfigError, ConceptError, EncoderError, FileError, HypernetworkError, LossError, SiteError, TrainingError)
+REFUSALS = (
+    ConfigError,
+    ConceptError,
+    EncoderError,
+    FileError,
+    HostBackboneError,
+    HostError,
+    HypernetworkError,
+    LossError,
+    SiteError,
+    TrainingError,
+)
 # What a run's own config.toml does not decide when it goes on elsewhere.
 OF_THE_RUN = ("output",)
 
@@ -54,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
         flag: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(spec.default, bool) else {}
         settings.add_argument(
             f"--{spec.name.replace('_', '-')}",
+            *spec.metadata.get("flags", ()),
             dest=f"set_{spec.name}",
             metavar=type(spec.default).__name__.upper(),
             **flag,

@@ -57,7 +57,15 @@ def renoised(world: World, clean: Tensor, noise: Tensor, levels: Sequence[float]
     """Latents at a later noise level t with a given clean part: (1 - t) clean + t noise for a flow that starts at t =
     1.
     """
-    return getattr(world.backbone, "advance", next_latents)(noise, clean, levels[0], levels[number])
+    return stepped(world, noise, clean, noise, levels[0], levels[number])
+
+
+def stepped(world: World, x: Tensor, clean: Tensor, noise: Tensor, level: float, following: float) -> Tensor:
+    """Latents of the next sampling step from x and its clean prediction; noise: what the run began with."""
+    advance = getattr(world.backbone, "advance", None)
+    if advance is None:
+        return next_latents(x, clean, level, following)
+    return advance(x, clean, level, following, noise)
 
 
 def levels_of(world: World, config: TrainingConfig) -> list[float]:
@@ -108,6 +116,8 @@ class DataFolder:
             "images_per_concept": c.images_per_concept,
             "seed": c.seed,
             "precision": c.precision,
+            **({"inputs": c.inputs} if c.inputs == "sampled" else {}),
+            **world.facts,
         }
 
     @property
@@ -119,7 +129,8 @@ class DataFolder:
         if not self.source_path.is_file():
             return
         header = _header(self.source_path)
-        for name, mine in self.key.items():
+        for name in {**header["key"], **self.key}:
+            mine = self.key.get(name)
             if header["key"].get(name) != mine:
                 raise ConfigError(
                     f"The data in {self.folder} were collected with {name} = {_short(header['key'].get(name))}, "
@@ -261,7 +272,8 @@ class DataFolder:
         """(levels, samples, D) pooled activations of the untouched network, the first `pictures` results (P, 3, H, W),
         and predictions (levels, samples, *latent) where the config wants them kept.
 
-        At t < 1 the input is built from the prediction at t = 1, as in training, so both see the same kind of latents.
+        At later levels the input is built from the prediction at the first, or with `inputs = "sampled"` sampled step by
+        step, as in training, so both see the same kind of latents.
         """
         backbone, device = self.world.backbone, network_device(self.world)
         texts = [prompt for _ in range(self.config.samples_per_prompt) for prompt in prompts]
@@ -280,11 +292,12 @@ class DataFolder:
                     if self.config.store_predictions:
                         predictions[number].append(prediction.half().cpu())
                     clean = prediction if number == 0 else clean
-                    x = (
-                        renoised(self.world, clean, noise, self.levels, number + 1)
-                        if number + 1 < len(self.levels)
-                        else prediction
-                    )
+                    if number + 1 == len(self.levels):
+                        x = prediction
+                    elif self.config.inputs == "sampled":
+                        x = stepped(self.world, x, prediction, noise, level, self.levels[number + 1])
+                    else:
+                        x = renoised(self.world, clean, noise, self.levels, number + 1)
                 wanted = pictures - sum(len(i) for i in images)
                 if wanted > 0:
                     images.append(backbone.decode(x[:wanted]).float().cpu())

@@ -38,8 +38,8 @@ class World:
     """Everything a training needs from outside.
 
     backbone, encoder: frozen; concepts: split; scenes: the generic prompts; templates: sentences whose mean embedding
-    stands for
-    a concept in words; in_concept: scenes and words to prompts. All prompts are plain texts.
+    stands for a concept in words; in_concept: scenes and words to prompts; facts: what else the collected numbers
+    depend on, JSON-able. All prompts are plain texts.
     """
 
     backbone: Backbone
@@ -49,6 +49,7 @@ class World:
     templates: tuple[str, ...] = ("{}",)
     in_concept: Callable[[Sequence[str], str], list[str]] = append_words
     licence: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.scenes or any(not scene.strip() for scene in self.scenes):

@@ -20,6 +20,8 @@ from hypertransport_core.training.loop import Trainer, rate_factor
 from hypertransport_core.training.embeddings import EmbeddingBank
 from hypertransport_core.training.gradients import backward
 from hypertransport_core.training.validation import spread, used_levels
+from hypertransport_core.sites import total_channels
+from hypertransport_core.transport import TransportMaps
 from tests.training import worlds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +93,7 @@ def test_passes_in_parts_have_the_gradient_of_the_whole(tmp_path, data):
         {"image_share": 0.0, "phrase_share": 1.0},
         {"store_predictions": True},
         {"store_predictions": True, "transport_weight": 0.0, "concepts_per_pass": 1},
+        {"store_predictions": True, "transport_weight": 0.0, "concepts_per_pass": 1, "partial_share": 1.0},
     ],
 )
 def test_every_way_of_training_takes_a_step(tmp_path, data, changes):
@@ -110,6 +113,37 @@ def test_stored_predictions_are_those_computed_anew(tmp_path, data, level):
     stored, anew = one.objective.recall(concepts, scenes, level), one.objective.prepare(concepts, scenes, seeds, level)
     for name in ("x", "conditioning", "paired", "targets"):
         torch.testing.assert_close(getattr(stored, name), getattr(anew, name), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_partial_strength_aims_between_the_predictions(tmp_path, data, level):
+    one = trainer(tmp_path, data, store_predictions=True, transport_weight=0.0, samples_per_concept=2)
+    concepts, scenes = one.train_concepts[3:5], [0, 5, 2, 7]
+    full = one.objective.recall(concepts, scenes, level)
+    mixed = one.objective.recall(concepts, scenes, level, torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(mixed.x[2:], full.x[2:])
+    torch.testing.assert_close(mixed.paired[2:], full.paired[2:])
+    # at strength 0 the untouched network has nothing left to learn, at 1 all there was
+    identity = one.objective.losses(None, mixed)[1], one.objective.losses(None, full)[1]
+    assert identity[0][0] < 1e-5 < identity[1][0]
+    torch.testing.assert_close(identity[0][1], identity[1][1])
+    half = one.objective.recall(concepts, scenes, level, torch.tensor([0.5, 1.0]))
+    if level == 0:
+        torch.testing.assert_close(half.paired[:2], (mixed.paired[:2] + full.paired[:2]) / 2)
+    else:
+        assert mixed.x[0].dist(half.x[0]) < mixed.x[0].dist(full.x[0])
+
+
+def test_maps_are_applied_at_the_strength_drawn(tmp_path, data):
+    one = trainer(tmp_path, data, store_predictions=True, transport_weight=0.0, samples_per_concept=2)
+    concepts, scenes, level = one.train_concepts[3:5], [0, 5, 2, 7], 0
+    maps = TransportMaps(one.data.sites, *(torch.full((2, total_channels(one.data.sites)), v) for v in (1.1, 0.2)))
+    strengths = torch.tensor([0.25, 1.0])
+    inputs = one.objective.recall(concepts, scenes, level, strengths)
+    drawn = one.objective.losses(maps, inputs)[1]
+    inputs.strengths = None
+    torch.testing.assert_close(drawn, one.objective.losses(maps.interpolate(strengths), inputs)[1])
+    assert not torch.allclose(drawn, one.objective.losses(maps, inputs)[1])
 
 
 def test_data_without_predictions_are_collected_again_when_wanted(tmp_path):

@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         default=None,
         metavar="A,B",
-        help="methods to compare (default: all): ours_text, ours_image, prompting, lineas_1000, lineas_50, nearest, "
-        "mean_act",
+        help="methods to compare: ours_text, ours_image, prompting, lineas_1000, lineas_50, nearest, mean_act (the "
+        "default), and ours_images_4, linear_act, linear_act_once, iti_c, ridge, mean_map",
     )
     parser.add_argument(
         "--concepts",
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> EvaluationSettings:
     """Checked settings; what is named beats --quick, which beats the defaults. Raises CommandError."""
-    from ..evaluation.methods import METHODS, SAMPLES
+    from ..evaluation.methods import EVERY, SAMPLES
     from ..evaluation.runner import EvaluationSettings
 
     settings = EvaluationSettings(**QUICK) if options.quick else EvaluationSettings()
@@ -136,8 +136,8 @@ def settings_of(options: argparse.Namespace) -> EvaluationSettings:
             settings, methods=tuple(dict.fromkeys(name.strip() for name in options.methods.split(",") if name.strip()))
         )
     for name in settings.methods:
-        if name not in METHODS:
-            raise CommandError(f"--methods names '{name}', expected some of {', '.join(METHODS)}.")
+        if name not in EVERY:
+            raise CommandError(f"--methods names '{name}', expected some of {', '.join(EVERY)}.")
     for name, low, high in (
         ("concepts", 1, 10**6),
         ("prompts", 1, 10**5),

@@ -1,5 +1,5 @@
-"""What the judge says about pictures, per concept: concept named, subject and colour kept, probability rising with
-strength."""
+"""What is measured on pictures, per concept: by the judge (concept named, subject and colour kept) and against renders
+of the same truth (place, size, likeness inside the subject, quality)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..postcard.concepts import SUBJECT_COLOURS, concepts
 from ..postcard.judge import Judge
 from ..postcard.render import COLOURS
 from ..postcard.subjects import SUBJECTS
+from .truths import Nearness
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # For the tolerant share only, which is reported beside the strict one: a smaller fall may be noise of a few samples.
@@ -39,11 +40,12 @@ class Scenes:
 @dataclass(frozen=True)
 class Judged:
     """The judge's verdict on n pictures of one prompt set: bool (n,) subject and colour right; (n, concepts + 1)
-    probabilities."""
+    probabilities; (n,) product of the probabilities of the true subject and the true colour."""
 
     subject: Tensor
     colour: Tensor
     concept: Tensor
+    content: Tensor
 
     def named(self, concept: int) -> Tensor:
         """Whether the concept is the most probable of all, bool (n,)."""
@@ -88,11 +90,37 @@ def concept_number(name: str) -> int:
 def judged(judge: Judge, pictures: Tensor, subject: Tensor, colour: Tensor) -> Judged:
     """Judge pictures (n, 3, 64, 64) against the truth about their prompts."""
     parts = [judge.verdict(part) for part in pictures.split(128)]
+    subjects, colours = torch.cat([p.subject for p in parts]), torch.cat([p.colour for p in parts])
+    rows = torch.arange(len(pictures))
     return Judged(
-        torch.cat([p.subject for p in parts]).argmax(1) == subject,
-        torch.cat([p.colour for p in parts]).argmax(1) == colour,
+        subjects.argmax(1) == subject,
+        colours.argmax(1) == colour,
         torch.cat([p.concept for p in parts]),
+        subjects[rows, subject] * colours[rows, colour],
     )
+
+
+def scores(
+    found: Judged, plain: Judged, concept: int, near: Nearness, plain_near: Nearness, likeness: Tensor
+) -> dict[str, float]:
+    """All measures of one concept's pictures, `found`, beside the same scenes unsteered, `plain`.
+
+    concept: share named; subject, colour, place, size: share still right of those right before; joint: share of the
+    pictures right before that show the concept *and* the right subject and colour; probability: of the concept;
+    similarity: to the unsteered picture inside the subject; error: distance to the render of the same truth.
+    """
+    named, before = found.named(concept), plain.subject & plain.colour
+    return {
+        "concept": float(named.float().mean()),
+        "subject": kept(plain.subject, found.subject),
+        "colour": kept(plain.colour, found.colour),
+        "probability": found.probability(concept),
+        "joint": kept(before, named & found.subject & found.colour),
+        "place": kept(plain_near.place, near.place),
+        "size": kept(plain_near.size, near.size),
+        "similarity": float(likeness.mean()),
+        "error": float(near.error.mean()),
+    }
 
 
 def kept(before: Tensor, after: Tensor) -> float:

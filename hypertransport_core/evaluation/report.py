@@ -14,10 +14,11 @@ from ..postcard.concepts import by_name, concepts
 from ..sheets import Row, contact_sheet, save_sheet
 from .bootstrap import interval, paired_interval
 from .measures import FALL_ALLOWED, STRENGTHS, mean, rises
-from .methods import METHODS
+from .methods import EVERY
 from .runner import EvaluationSettings, Result
 
 MEASURES = ("concept", "subject", "colour")
+MORE_MEASURES = ("joint", "place", "size", "similarity", "error")
 TITLES = {
     "ours_text": "HyperTransport, words",
     "ours_image": "HyperTransport, picture",
@@ -26,6 +27,12 @@ TITLES = {
     "lineas_50": "LinEAS, 50 steps",
     "nearest": "nearest concept's LinEAS",
     "mean_act": "Mean-AcT",
+    "ours_images_4": "HyperTransport, four pictures",
+    "linear_act": "Linear-AcT, incremental",
+    "linear_act_once": "Linear-AcT, at once",
+    "iti_c": "ITI-c",
+    "ridge": "ridge regression of Mean-AcT",
+    "mean_map": "our mean map, concept ignored",
     "unsteered": "unsteered",
 }
 
@@ -34,13 +41,14 @@ def flatten(result: Result, settings: EvaluationSettings) -> dict[str, Any]:
     """All results under flat keys; fractions in [0, 1], seconds in seconds; None where nothing could be measured."""
     flat: dict[str, Any] = {}
     for method, scores in result.scores.items():
-        for measure in MEASURES:
+        for measure in MEASURES + MORE_MEASURES:
             values = [score[measure] for score in scores.values()]
             flat[f"heldout.{method}.{measure}"] = mean(values)
             flat[f"interval.heldout.{method}.{measure}"] = list(interval(values))
         flat[f"heldout.{method}.probability"] = mean([score["probability"] for score in scores.values()])
         flat[f"counts.{method}"] = len(scores)
-    flat.update({f"heldout.unsteered.{measure}_right": value for measure, value in result.unsteered.items()})
+    for measure, value in result.unsteered.items():
+        flat[f"heldout.unsteered.{measure}" + ("" if measure == "error" else "_right")] = value
     flat.update(_monotone(result))
     flat.update(_on_subset(result))
     flat.update(_by_category(result))
@@ -92,7 +100,7 @@ def _on_subset(result: Result) -> dict[str, Any]:
     ours = result.scores.get("ours_text", {})
     for method, scores in result.scores.items():
         both = [name for name in result.heldout if name in scores and name in ours]
-        for measure in MEASURES:
+        for measure in MEASURES + MORE_MEASURES:
             flat[f"subset.{method}.{measure}"] = mean(
                 [scores[name][measure] for name in result.fitted if name in scores]
             )
@@ -149,7 +157,7 @@ def write_json(path: str | Path, flat: Mapping[str, Any]) -> None:
 def table(flat: Mapping[str, Any]) -> str:
     """The main numbers as a Markdown table with 95 % intervals, and the bars below it."""
     lines = ["| method | concepts | concept | subject kept | colour kept |", "| --- | --- | --- | --- | --- |"]
-    for method in METHODS:
+    for method in EVERY:
         if f"counts.{method}" in flat:
             cells = [_with_interval(flat, f"heldout.{method}.{measure}") for measure in MEASURES]
             lines.append(f"| {TITLES[method]} | {flat[f'counts.{method}']} | {' | '.join(cells)} |")
@@ -179,7 +187,7 @@ def _with_interval(flat: Mapping[str, Any], key: str) -> str:
 
 def write_sheet(path: str | Path, result: Result, methods: Sequence[str]) -> None:
     """One picture per concept and method, unsteered first, as a contact sheet. Raises FileError."""
-    columns = [method for method in METHODS if method in methods and method in result.scores]
+    columns = [method for method in EVERY if method in methods and method in result.scores]
     plain = result.examples["unsteered", ""]
     rows = [
         Row([plain, *(result.examples.get((method, name)) for method in columns)], name, by_name()[name].category)

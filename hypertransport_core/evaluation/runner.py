@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,8 +15,9 @@ from ..pipeline import Pipeline, StepMaps
 from ..postcard.captions import in_concept
 from ..postcard.concepts import concepts, split
 from ..postcard.judge import Judge
-from .measures import STRENGTHS, Judged, Scenes, concept_number, fresh_scenes, judged, kept
-from .methods import DEAR, METHODS, SAMPLES, Fitter, FitSettings, Methods, cost_of_step, stratified
+from .measures import STRENGTHS, Judged, Scenes, concept_number, fresh_scenes, judged, scores
+from .methods import DEAR, METHODS, QUICK_FITS, SAMPLES, Fitter, FitSettings, Methods, cost_of_step, stratified
+from .truths import NO_CONCEPT, Nearness, Renders, scene_truth
 
 WORLD_SEED = 70_000
 PREDICTIONS = 15  # timed predictions; the first ones warm caches up and are left out
@@ -41,8 +42,8 @@ class EvaluationSettings:
 
 @dataclass
 class Result:
-    """Everything measured: {method: {concept: {measure: value}}}, mean probabilities over strength, distances, seconds,
-    bars."""
+    """Everything measured: {method: {concept: {measure: value}}}, ours from words over strength, distances, seconds,
+    bars. pictured: {(method, concept)}: one number per picture from each of two judges, see `Session.look`."""
 
     heldout: list[str] = field(default_factory=list)
     fitted: list[str] = field(default_factory=list)
@@ -57,6 +58,9 @@ class Result:
     images: int = 0
     seconds: float = 0.0
     examples: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    strengths: dict[str, dict[float, dict[str, float]]] = field(default_factory=dict)
+    pictured: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    looks: dict[tuple[str, str], Judged] = field(default_factory=dict)
 
 
 class Progress:
@@ -93,72 +97,123 @@ def _tell(text: str) -> None:
 def evaluate(pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, *, quiet: bool = False) -> Result:
     """Measure all methods on held-out concepts, the cheap ones first. What outlasts a stopped run is the cache of
     fits."""
-    names = stratified(
-        split()["heldout"], settings.concepts if settings.concepts is not None else len(split()["heldout"])
-    )
-    result = Result(names, stratified(names, settings.fit_concepts))
-    progress = Progress(_total_cost(settings, len(names), len(result.fitted)), quiet)
-    started = time.monotonic()
-    assert pipeline.hypernetwork is not None
-    fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings.fit, progress)
-    methods = Methods(pipeline, fitter)
-    scenes = fresh_scenes(settings.prompts, settings.seed)
-    look = _Look(pipeline, judge, settings.steps, result, progress)
-    _world(pipeline, judge, settings, result, look)
-    plain = look(scenes, scenes.prompts, None, 1.0, "unsteered", "")
-    result.unsteered = {"subject": float(plain.subject.float().mean()), "colour": float(plain.colour.float().mean())}
-    for name in names:
-        result.nearest[name], result.distances[name] = methods.nearest(name)
-    for method in sorted(settings.methods, key=lambda m: (m in DEAR, METHODS.index(m))):
-        for name in result.fitted if method in DEAR else names:
-            _one(result, look, methods, method, name, scenes, plain)
-    result.speed = speed(methods, names, fitter)
-    result.seconds = time.monotonic() - started
-    progress.finish()
+    session = Session(pipeline, judge, settings, quiet=quiet)
+    session.progress.total = total_cost(settings, len(session.result.heldout), len(session.result.fitted))
+    result = session.compare()
+    result.speed = speed(session.methods, result.heldout, session.fitter)
+    session.progress.finish()
     return result
 
 
-class _Look:
-    """Makes pictures and has them judged, counting both."""
+@dataclass(frozen=True)
+class Look:
+    """Pictures of the session's scenes and all that is known about them; `maps` made them."""
+
+    pictures: Tensor
+    judged: Judged
+    near: Nearness
+
+    def scores(self, plain: Look, renders: Renders, concept: int) -> dict[str, float]:
+        """All measures, see `measures.scores`."""
+        likeness = renders.similarity(self.pictures, plain.pictures)
+        return scores(self.judged, plain.judged, concept, self.near, plain.near, likeness)
+
+
+class Session:
+    """One pipeline, judge and set of scenes with what was measured on them so far."""
 
     def __init__(
-        self, pipeline: Pipeline, judge: Judge, steps: int, result: Result, progress: Callable[[float, str], None]
+        self, pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, *, quiet: bool = False
     ) -> None:
-        self.pipeline, self.judge, self.steps, self.result, self.progress = pipeline, judge, steps, result, progress
+        """Draws the scenes and makes their unsteered pictures; the progress bar does not know its total yet."""
+        if pipeline.hypernetwork is None:
+            raise ValueError("The pipeline has no hypernetwork, but an evaluation needs one; load it with one.")
+        self.pipeline, self.judge, self.settings = pipeline, judge, settings
+        self.started = time.monotonic()
+        heldout = split()["heldout"]
+        names = stratified(heldout, len(heldout) if settings.concepts is None else settings.concepts)
+        self.result = Result(names, stratified(names, settings.fit_concepts))
+        self.progress = Progress(1.0, quiet)
+        self.fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings.fit, self.progress)
+        self.methods = Methods(pipeline, self.fitter)
+        self.set_scenes(fresh_scenes(settings.prompts, settings.seed))
 
-    def __call__(
-        self, scenes: Scenes, prompts: Sequence[str], maps: StepMaps | None, strength: float, method: str, concept: str
-    ) -> Judged:
-        pictures = self.pipeline.generate(prompts, scenes.seeds, maps, strength, steps=self.steps)
+    def set_scenes(self, scenes: Scenes) -> None:
+        """Work on these scenes from now on."""
+        self.scenes = scenes
+        noise = self.pipeline.backbone.noise(scenes.seeds).cpu()
+        self.renders = Renders(scene_truth(scenes.prompts, scenes.subject, scenes.colour, noise))
+        self.plain = self.look(scenes.prompts, None, 1.0, NO_CONCEPT, "unsteered")
+
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], maps: StepMaps | None, strength: float = 1.0, what: str = ""
+    ) -> Tensor:
+        """Pictures, counted."""
+        pictures = self.pipeline.generate(prompts, seeds, maps, strength, steps=self.settings.steps)
         self.result.images += len(pictures)
-        if strength == 1.0:
-            self.result.examples[method, concept] = pictures[0]
-        self.progress(len(pictures) * self.steps, f"{method}, {concept}" if concept else method)
-        return judged(self.judge, pictures, scenes.subject, scenes.colour)
+        self.progress(len(pictures) * self.settings.steps, what)
+        return pictures
+
+    def look(
+        self, prompts: Sequence[str], maps: StepMaps | None, strength: float, concept: int, what: str = ""
+    ) -> Look:
+        """Pictures of prompts that go with the scenes, one each, judged for a concept (its index)."""
+        pictures = self.generate(prompts, self.scenes.seeds, maps, strength, what)
+        verdict = judged(self.judge, pictures, self.scenes.subject, self.scenes.colour)
+        return Look(pictures, verdict, self.renders.near(pictures, concept))
+
+    def compare(self) -> Result:
+        """The world's own bars, and all methods of the settings at strength 1 on held-out concepts."""
+        result, settings = self.result, self.settings
+        _world(self)
+        plain = self.plain.judged
+        result.unsteered = {"subject": float(plain.subject.float().mean()), "colour": float(plain.colour.float().mean())}
+        result.unsteered |= {name: float(getattr(self.plain.near, name).float().mean()) for name in ("place", "size")}
+        result.unsteered["error"] = float(self.plain.near.error.mean())
+        result.examples["unsteered", ""] = self.plain.pictures[0]
+        for name in result.heldout:
+            result.nearest[name], result.distances[name] = self.methods.nearest(name)
+        order = sorted(settings.methods, key=settings.methods.index)
+        for name in result.heldout:  # concept by concept, since its renders are made once
+            for method in order:
+                if method not in DEAR:
+                    self.one(method, name)
+        for name in result.fitted:
+            for method in order:
+                if method in DEAR:
+                    self.one(method, name)
+        result.seconds = time.monotonic() - self.started
+        return result
+
+    def one(self, method: str, name: str) -> None:
+        """One method on one concept; for ours from words the strengths in between as well."""
+        result, number, maps = self.result, concept_number(name), self.methods.maps(method, name)
+        prompts, what = self.methods.prompts(method, name, self.scenes.prompts), f"{method}, {name}"
+        found = self.look(prompts, maps, 1.0, number, what)
+        result.scores.setdefault(method, {})[name] = found.scores(self.plain, self.renders, number)
+        result.examples[method, name] = found.pictures[0]
+        chance = found.judged.concept[:, number] * found.judged.content
+        result.pictured[method, name] = chance, -found.near.error
+        if method == "ours_text":
+            result.looks[method, name] = found.judged
+            looks = {0.0: self.plain, 1.0: found}
+            looks |= {s: self.look(prompts, maps, s, number, what) for s in STRENGTHS[1:-1]}
+            steps = [looks[s] for s in STRENGTHS]
+            result.strengths[name] = {
+                s: look.scores(self.plain, self.renders, number) for s, look in zip(STRENGTHS, steps)
+            }
+            for strength, look in zip(STRENGTHS, steps):
+                result.examples[f"{method} {strength:g}", name] = look.pictures[0]
+            result.curves[name] = [step.judged.probability(number) for step in steps]
+            result.subject_curves[name] = [result.strengths[name][s]["subject"] for s in STRENGTHS]
 
 
-def _one(result: Result, look: _Look, methods: Methods, method: str, name: str, scenes: Scenes, plain: Judged) -> None:
-    """One method on one concept; for ours from words the strengths in between as well."""
-    number, maps = concept_number(name), methods.maps(method, name)
-    found = look(scenes, methods.prompts(method, name, scenes.prompts), maps, 1.0, method, name)
-    result.scores.setdefault(method, {})[name] = {
-        "concept": float(found.named(number).float().mean()),
-        "subject": kept(plain.subject, found.subject),
-        "colour": kept(plain.colour, found.colour),
-        "probability": found.probability(number),
-    }
-    if method == "ours_text":
-        between = [look(scenes, scenes.prompts, maps, strength, method, name) for strength in STRENGTHS[1:-1]]
-        steps = [plain, *between, found]
-        result.curves[name] = [step.probability(number) for step in steps]
-        result.subject_curves[name] = [kept(plain.subject, step.subject) for step in steps]
-
-
-def _world(pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, result: Result, look: _Look) -> None:
+def _world(session: Session) -> None:
     """The bars of the world itself: prompts that name any concept; the judge on renders; retrieval by the CLIP."""
     from ..postcard.train_clip import retrieval
     from ..postcard.train_judge import accuracy
 
+    settings, result = session.settings, session.result
     if settings.world:
         scenes = fresh_scenes(settings.world, WORLD_SEED)
         order = torch.randperm(len(concepts()), generator=torch.Generator().manual_seed(WORLD_SEED)).tolist()
@@ -166,17 +221,18 @@ def _world(pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, resul
         prompts = [
             in_concept([prompt], concepts()[number].name)[0] for prompt, number in zip(scenes.prompts, numbers.tolist())
         ]
-        found = look(scenes, prompts, None, 1.0, "world", "")
+        pictures = session.generate(prompts, scenes.seeds, None, what="world")
+        found = judged(session.judge, pictures, scenes.subject, scenes.colour)
         result.world = {
             "postcard.subject": float(found.subject.float().mean()),
             "postcard.colour": float(found.colour.float().mean()),
             "postcard.concept": float((found.concept.argmax(1) == numbers).float().mean()),
         }
     if settings.renders:
-        rates = accuracy(judge, settings.renders)
+        rates = accuracy(session.judge, settings.renders)
         result.world["judge.renders"] = sum(rates.values()) / len(rates)
         result.world.update({f"judge.renders_{head}": rate for head, rate in rates.items()})
-        clip = getattr(pipeline.encoder, "clip", None)
+        clip = getattr(session.pipeline.encoder, "clip", None)
         if clip is not None:
             with torch.no_grad():
                 result.world["clip.retrieval_heldout"] = retrieval(clip, split()["heldout"])
@@ -202,7 +258,7 @@ def speed(methods: Methods, names: Sequence[str], fitter: Fitter) -> dict[str, f
     return found
 
 
-def _total_cost(settings: EvaluationSettings, heldout: int, fitted: int) -> float:
+def total_cost(settings: EvaluationSettings, heldout: int, fitted: int) -> float:
     """All work in network rows, roughly."""
     longest, shortest = settings.fit.iterations
     pictures = settings.world + settings.prompts
@@ -211,5 +267,5 @@ def _total_cost(settings: EvaluationSettings, heldout: int, fitted: int) -> floa
         count = fitted if method in DEAR else heldout
         pictures += count * settings.prompts * (4 if method == "ours_text" else 1)
         iterations = {"lineas_1000": longest, "nearest": longest, "lineas_50": shortest}.get(method, 0)
-        rows += count * (iterations * cost_of_step(settings.fit) + (2 * SAMPLES if method == "mean_act" else 0))
+        rows += count * (iterations * cost_of_step(settings.fit) + (2 * SAMPLES if method in QUICK_FITS else 0))
     return rows + pictures * settings.steps

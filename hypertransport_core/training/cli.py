@@ -18,9 +18,12 @@ from ..hypernetworks import HypernetworkError
 from ..sites import SiteError
 from ..wasserstein import LossError
 from .config import ConfigError, TrainingConfig, parse_value, read_config
+from .data import DataFolder
+from .distribution import Elsewhere, Group, join
 from .interruption import Interrupted
 from .presets import preset
-from .stages import STAGES, run_stages, save_settings
+from .progress import log
+from .stages import STAGES, describe, run_stages, save_settings
 from .states import States, TrainingError, disk_is_full
 
 REFUSALS = (
@@ -113,43 +116,66 @@ def refuse_overwriting(config: TrainingConfig, stage: str, resume: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0 done, 1 refused with a sentence, 130 stopped by Ctrl-C after
-    saving.
+    saving. Of several processes one speaks.
     """
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    group = Group()
     try:
-        return _run(arguments)
+        config, refusal = _settings(arguments)
+        group = join(config.device if config else "cpu")
+        if not group.main:
+            log.setLevel(logging.CRITICAL)
+        with group.together():
+            if config is None:
+                raise refusal or AssertionError
+        _run(arguments, config, group)
+        status = 0
+    except Elsewhere:
+        status = 1
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 130
+        status = _said(f"{stop}", 130) if group.main else 130
     except KeyboardInterrupt:
-        print("Stopped at once; what was saved before is intact, continue with --resume latest.", file=sys.stderr)
-        return 130
+        # Whether the others can still be reached is not known, so nothing is waited for.
+        return _said("Stopped at once; what was saved before is intact, continue with --resume latest.", 130)
     except REFUSALS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        status = _said(f"error: {error}", 1)
     except OSError as error:
         reason = "the disk is full" if disk_is_full(error) else f"{error.strerror or error}"
-        print(
+        status = _said(
             f"error: Writing '{error.filename or arguments.set_output}' failed ({reason}), expected a writable "
             "folder with free space: make room and continue with --resume latest, earlier checkpoints are intact.",
-            file=sys.stderr,
+            1,
         )
-        return 1
+    group.leave()
+    return status
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    config = resolved(arguments)
-    refuse_overwriting(config, arguments.stage, arguments.resume)
-    world = preset(config.preset).build(config)
-    stages = STAGES if arguments.stage == "all" else (arguments.stage,)
+def _said(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr, flush=True)
+    return status
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[TrainingConfig | None, Exception | None]:
+    """The settings, or why there are none: said only when the processes know of each other."""
+    try:
+        return resolved(arguments), None
+    except REFUSALS as error:
+        return None, error
+
+
+def _run(arguments: argparse.Namespace, config: TrainingConfig, group: Group) -> None:
+    stages, chosen = STAGES if arguments.stage == "all" else (arguments.stage,), config.device
+    with group.together():
+        refuse_overwriting(config, arguments.stage, arguments.resume)
+        if group.count > 1 and group.device is not None:
+            config = config.with_values({"device": str(group.device)})
+        world = preset(config.preset).build(config)
+        if arguments.dry_run:
+            describe(world, DataFolder(config.data or Path(config.output) / "data", world, config))
     if arguments.dry_run:
-        from .data import DataFolder
-        from .stages import describe
-
-        describe(world, DataFolder(config.data or Path(config.output) / "data", world, config))
-        return 0
-    if set(stages) & {"collect", "train"}:
-        save_settings(config, Path(config.output))
-    run_stages(world, config, stages, arguments.resume)
-    return 0
+        return
+    with group.together():
+        if group.main and set(stages) & {"collect", "train"}:
+            save_settings(config.with_values({"device": chosen}), Path(config.output))
+    run_stages(world, config, stages, arguments.resume, group)

@@ -26,7 +26,9 @@ from ..files import FileError, sites_from_header, sites_to_header
 from ..measuring import next_latents
 from ..sites import site_slices, total_channels
 from ..wasserstein import block_means, coarsen
+from .collecting import collect_together
 from .config import ConfigError, TrainingConfig
+from .distribution import Group
 from .embeddings import EmbeddingBank
 from .presets import World
 from .states import save_whole
@@ -94,8 +96,7 @@ class DataFolder:
         self.pooling = config.pooling
         self.levels = levels_of(world, config)
         self.key = self._key()
-        self._adopt_or_refuse()
-        self.columns = self._columns()
+        self.adopt()
 
     # -- what is collected --------------------------------------------------------------------------------------------
 
@@ -203,20 +204,25 @@ class DataFolder:
         return [c for c in concepts if not self.source_path.is_file() or not self.has(c)]
 
     def collect(
-        self, concepts: Sequence[Concept], report: Callable[[int, int, str], None] = lambda done, of, name: None
+        self,
+        concepts: Sequence[Concept],
+        report: Callable[[int, int, str], None] = lambda done, of, name: None,
+        group: Group | None = None,
     ) -> None:
-        """Collect the generic class and the concepts that are not there; `report(done, of, name)` follows each and may
-        raise.
+        """Collect the generic class and the concepts that are not there, with the processes of the group and whoever
+        else works on this folder; `report(done, of, name)` follows each and may raise.
         """
-        if not self.source_path.is_file():
-            self._collect_source()
-        missing = self.missing(concepts)
-        report(0, len(missing), "")
-        for number, concept in enumerate(missing, 1):
-            self._collect_concept(concept)
-            report(number, len(missing), concept.name)
+        collect_together(self, concepts, report, group or Group())
 
-    def _collect_source(self) -> None:
+    def adopt(self) -> None:
+        """Take over sites and pooling of what is in the folder. Raises ConfigError when it was collected for something
+        else, FileError when it cannot be read.
+        """
+        self._adopt_or_refuse()
+        self.columns = self._columns()
+
+    def collect_source(self) -> None:
+        """Compute and write the generic class."""
         features, _, _ = self._observe(list(self.world.scenes), 0, seeds_for(self.collected, self.config.seed, "collect"))
         flat = features.double()
         header = {"key": self.key, "sites": sites_to_header(self.collected_sites), "pooling": self.pooling}
@@ -283,22 +289,25 @@ class DataFolder:
         for start in range(0, len(texts), self.config.batch):
             part = slice(start, start + self.config.batch)
             conditioning, noise = backbone.encode(texts[part]).to(device), backbone.noise(seeds[part]).to(device)
-            x, clean = noise, noise
+            x, clean, wanted = noise, noise, pictures - sum(len(i) for i in images)
             with arithmetic(self.config, device):
                 for number, level in enumerate(self.levels):
-                    with PooledCapture(backbone.network, self.collected_sites, self.pooling) as capture:
+                    last, prediction = number + 1 == len(self.levels), noise
+                    needed = self._needed(number, wanted > 0)
+                    with PooledCapture(
+                        backbone.network, self.collected_sites, self.pooling, stop_after_last_site=not needed
+                    ) as capture:
                         prediction = backbone.denoise(x, level, conditioning).float()
                     features[number].append(capture.features().float().cpu())
                     if self.config.store_predictions:
                         predictions[number].append(prediction.half().cpu())
                     clean = prediction if number == 0 else clean
-                    if number + 1 == len(self.levels):
+                    if last:
                         x = prediction
                     elif self.config.inputs == "sampled":
                         x = stepped(self.world, x, prediction, noise, level, self.levels[number + 1])
                     else:
                         x = renoised(self.world, clean, noise, self.levels, number + 1)
-                wanted = pictures - sum(len(i) for i in images)
                 if wanted > 0:
                     images.append(backbone.decode(x[:wanted]).float().cpu())
         found = torch.cat(images) if images else torch.zeros(0, 3, 1, 1)
@@ -310,6 +319,16 @@ class DataFolder:
             )
         kept = torch.stack([torch.cat(parts) for parts in predictions]) if predictions[0] else torch.zeros(0)
         return table, found, kept
+
+    def _needed(self, level: int, pictures: bool) -> bool:
+        """Whether anything is made of the prediction at a level; a pass whose statistics are all may end at the last
+        site.
+        """
+        if self.config.store_predictions:
+            return True
+        if level + 1 == len(self.levels):
+            return pictures
+        return level == 0 or self.config.inputs == "sampled"
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -15,12 +15,13 @@ from ..hypernetworks import Hypernetwork, build_hypernetwork
 from .batches import Objective, draw
 from .config import TrainingConfig
 from .data import DataFolder, derived_seed, network_device
+from .distribution import Group
 from .embeddings import check_width
-from .gradients import backward
 from .interruption import Interruption
 from .presets import World
 from .progress import Curves, Rate, log
 from .samples import save_strip
+from .sharing import SharedProbe, shared_backward
 from .states import States, TrainingError
 from .validation import Probe, departure, spread, used_levels
 from .warm_start import warm_start
@@ -29,10 +30,15 @@ MEASURED = ("loss", "transport", "paired", "gradient_norm")
 
 
 class Trainer:
-    """A hypernetwork, the running mean of its weights, its optimiser, and the concepts it learns from."""
+    """A hypernetwork, the running mean of its weights, its optimiser, and the concepts it learns from.
 
-    def __init__(self, world: World, data: DataFolder, config: TrainingConfig, run: Path) -> None:
-        self.world, self.data, self.config, self.run = world, data, config, run
+    Every process of the group holds all of it, the same to the last bit; only the main one writes.
+    """
+
+    def __init__(
+        self, world: World, data: DataFolder, config: TrainingConfig, run: Path, group: Group | None = None
+    ) -> None:
+        self.world, self.data, self.config, self.run, self.group = world, data, config, run, group or Group()
         self.train_concepts = list(world.concepts.train)
         self.bank = data.embeddings(self.train_concepts)
         check_width(self.bank, world.encoder.width, world.encoder.encoder_id)
@@ -61,7 +67,9 @@ class Trainer:
             log.warning("There are no validation concepts, so nothing will warn when the network stops learning.")
             return None
         levels = used_levels(len(self.data.levels), self.config.validation_levels)
-        return Probe(self.world, self.data, self.config, chosen, self.bank.means, levels, "validation")
+        return SharedProbe(
+            self.group, self.world, self.data, self.config, chosen, self.bank.means, levels, "validation"
+        )
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -103,6 +111,10 @@ class Trainer:
         """Write a checkpoint of this step. Raises TrainingError."""
         self.states.save(self.step, self.state())
 
+    def agree(self) -> None:
+        """Take over the main process's weights: what the machines computed for the start may differ in the last bits."""
+        self.group.adopt([*self.network.state_dict().values(), *self.average.state_dict().values()])
+
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def advance(self) -> dict[str, float]:
@@ -114,7 +126,7 @@ class Trainer:
         batch = draw(self.step, self.bank, len(self.world.scenes), len(self.data.levels), config)
         self.network.train()
         self.optimiser.zero_grad(set_to_none=True)
-        found = backward(self.network, self.objective, batch, self.train_concepts)
+        found = shared_backward(self.group, self.network, self.objective, batch, self.train_concepts)
         limit = config.gradient_clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit))
         if not math.isfinite(norm + found["loss"]):
@@ -185,7 +197,9 @@ class Trainer:
                 "means": self.bank.means,
                 "validation": found,
             }
-            self.states.save(self.step, state, self.states.best_path)
+            with self.group.together():
+                if self.group.main:
+                    self.states.save(self.step, state, self.states.best_path)
         self._warn(text["loss"], mean_map)
         return found
 
@@ -216,8 +230,10 @@ class Trainer:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def fit(self, curves: Curves, interruption: Interruption) -> None:
-        """Train to the configured number of steps. Raises Interrupted (saved), TrainingError."""
+    def fit(self, curves: Curves | None, interruption: Interruption) -> None:
+        """Train to the configured number of steps; curves: the main process's. Raises Interrupted (saved),
+        TrainingError.
+        """
         config, rate = self.config, Rate()
         while self.step < config.steps:
             found = self.advance()
@@ -233,18 +249,27 @@ class Trainer:
             if self.step % config.validate_every == 0 or last:
                 values.update(self.validate())
                 stop = config.early_stop and self.since_best >= config.patience
-            if values:
-                curves.add(self.step, values)
-            if self.step % config.save_every == 0 or last or stop or interruption.requested:
-                self.save()
-                if not interruption.requested:
-                    self._strip(curves)
-            interruption.stop_if_requested(
-                f"Stopped at step {self.step} of {config.steps}, saved in {self.run}; continue with --resume latest."
-            )
+            asked = interruption.asked()
+            saving = self.step % config.save_every == 0 or last or stop or asked
+            if values or saving:
+                with self.group.together():
+                    if curves is not None:
+                        self._write(curves, values, saving, drawing=saving and not asked)
+            if asked:
+                interruption.stop(
+                    f"Stopped at step {self.step} of {config.steps}, saved in {self.run}; continue with --resume latest."
+                )
             if stop:
                 log.info("Stopped early at step %d: validation no longer improves.", self.step)
                 return
+
+    def _write(self, curves: Curves, values: dict[str, float], saving: bool, drawing: bool) -> None:
+        if values:
+            curves.add(self.step, values)
+        if saving:
+            self.save()
+        if drawing:
+            self._strip(curves)
 
     def _log_line(self, rate: Rate) -> dict[str, float]:
         mean = {name: total / max(1, self.window_steps) for name, total in self.window.items()}

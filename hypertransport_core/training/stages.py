@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import torch
+
+from .. import __version__
 from ..files import write_atomically
 from ..sites import total_channels
 from .config import TrainingConfig
-from .data import DataFolder
+from .data import DataFolder, network_device
+from .distribution import Group
 from .export import evaluate, export
 from .interruption import Interruption
 from .loop import Trainer
@@ -18,18 +23,31 @@ from .states import States, TrainingError
 STAGES = ("collect", "train", "evaluate", "export")
 
 
-def run_stages(world: World, config: TrainingConfig, stages: tuple[str, ...] = STAGES, resume: str = "") -> None:
-    """Do some stages of a run. Raises Interrupted when asked to stop, TrainingError and its like in one sentence
-    otherwise.
+def run_stages(
+    world: World,
+    config: TrainingConfig,
+    stages: tuple[str, ...] = STAGES,
+    resume: str = "",
+    group: Group | None = None,
+) -> None:
+    """Do some stages of a run, the first two by all processes of the group. Raises Interrupted when asked to stop,
+    TrainingError and its like in one sentence otherwise.
     """
-    run = Path(config.output)
-    with Interruption() as interruption:
-        data = DataFolder(config.data or run / "data", world, config)
+    run, group = Path(config.output), group or Group()
+    with Interruption(group) as interruption:
+        with group.together():
+            data = DataFolder(config.data or run / "data", world, config)
         describe(world, data)
+        if group.count > 1:
+            log.info("%d processes work together", group.count)
+        group.same(_common(data, config), "start all with the same settings, files and versions")
         if "collect" in stages:
             collect(world, data, interruption)
         if "train" in stages:
             train(world, data, config, run, interruption, resume)
+        if not group.main:
+            return
+        interruption.group = Group()  # what is left is for one
         if "evaluate" in stages and (world.concepts.heldout or stages == ("evaluate",)):
             _require(data, world.concepts.heldout)
             evaluate(world, data, config, run)
@@ -63,22 +81,35 @@ def describe(world: World, data: DataFolder) -> None:
     )
 
 
+def _common(data: DataFolder, config: TrainingConfig) -> dict[str, object]:
+    """What must be the same in all processes, by name."""
+    local = dict.fromkeys(("output", "data", "device"), "")
+    return {
+        "the package's version": __version__,
+        "the version of PyTorch": torch.__version__,
+        "the settings": config.with_values(local).to_toml(),
+        "base model, encoder and scenes": json.dumps(data.key),
+        "the kind of device": network_device(data.world).type,
+    }
+
+
 def collect(world: World, data: DataFolder, interruption: Interruption) -> None:
     """Statistics and embeddings of every concept that has none yet. Raises Interrupted between two concepts."""
     rate = Rate()
 
     def report(done: int, of: int, name: str) -> None:
-        rate.count(1 if name else 0)
+        now = done - rate.done
+        rate.count(now)
         if not name:
             log.info("collecting %d concepts (%d are there)", of, len(world.concepts.everything) - of)
-        elif done % 10 == 0 or done == of:
+        elif now and (done // 10 > (done - now) // 10 or done == of):
             log.info("collected %d/%d, %.2f concepts/s, %s left", done, of, rate.per_second(), rate.left(of - done))
         if done < of:
             interruption.stop_if_requested(
                 f"Stopped after {done} of {of} concepts, saved in {data.folder}; continue with --resume latest."
             )
 
-    data.collect(world.concepts.everything, report)
+    data.collect(world.concepts.everything, report, interruption.group)
     interruption.stop_if_requested(f"Stopped after collecting, saved in {data.folder}; continue with --resume latest.")
 
 
@@ -86,10 +117,26 @@ def train(
     world: World, data: DataFolder, config: TrainingConfig, run: Path, interruption: Interruption, resume: str = ""
 ) -> None:
     """Train from the start, or from the checkpoint that `resume` names if there is one yet."""
+    group, states = interruption.group, States(run, config.keep_last)
+    with group.together():
+        trainer = _prepared(world, data, config, run, group, resume)
+    group.same({"the step to go on from": trainer.step}, "let all machines see the same folder")
+    trainer.agree()
+    with group.together():
+        curves = _left_behind(states, trainer.step, config, run) if group.main else None
+    try:
+        trainer.fit(curves, interruption)
+    finally:
+        if curves is not None:
+            curves.close()
+
+
+def _prepared(
+    world: World, data: DataFolder, config: TrainingConfig, run: Path, group: Group, resume: str
+) -> Trainer:
     _require(data, (*world.concepts.train, *world.concepts.validation))
     states = States(run, config.keep_last)
-    states.clean()
-    trainer = Trainer(world, data, config, run)
+    trainer = Trainer(world, data, config, run, group)
     parameters = sum(p.numel() for p in trainer.network.parameters())
     log.info(
         "hypernetwork %s: %.2f million parameters; %d steps of %d concepts x %d samples at %d level(s)",
@@ -103,14 +150,16 @@ def train(
     if resume and (states.steps() or resume != "latest"):
         trainer.load(states.load(resume))
         log.info("resumed at step %d", trainer.step)
-    for step in states.steps():
-        if step > trainer.step:  # of a course that is left now
-            states.path(step).unlink(missing_ok=True)
-    curves = Curves(run, trainer.step, config.tensorboard)
-    try:
-        trainer.fit(curves, interruption)
-    finally:
-        curves.close()
+    return trainer
+
+
+def _left_behind(states: States, step: int, config: TrainingConfig, run: Path) -> Curves:
+    """Drop what is left of a killed process and of a course after a step; returns the curves up to there."""
+    states.clean()
+    for later in states.steps():
+        if later > step:
+            states.path(later).unlink(missing_ok=True)
+    return Curves(run, step, config.tensorboard)
 
 
 def save_settings(config: TrainingConfig, run: Path) -> None:

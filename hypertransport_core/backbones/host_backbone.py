@@ -65,8 +65,9 @@ class HostConditioning:
 
     def together(self) -> dict[str, Any]:
         """Keyword arguments of one `apply_model` call over all rows. Raises HostBackboneError when they do not fit."""
-        first, names = self.rows[0], self.rows[0].keys()
-        for other in self.rows[1:]:
+        rows = with_masks(self.rows)
+        first, names = rows[0], rows[0].keys()
+        for other in rows[1:]:
             if other.keys() != names:
                 raise HostBackboneError("The prompts got different kinds of conditioning from the text encoder, expected "
                                         "the same for all: use prompts of plain words.")
@@ -74,7 +75,16 @@ class HostConditioning:
                 if not first[name].can_concat(other[name]):
                     raise HostBackboneError(f"The prompts got conditioning '{name}' of different shapes, expected the "
                                             "same: use prompts of similar length.")
-        return {name: first[name].concat([row[name] for row in self.rows[1:]]) for name in names}
+        return {name: first[name].concat([row[name] for row in rows[1:]]) for name in names}
+
+
+def with_masks(rows: Sequence[Mapping[str, comfy.conds.CONDRegular]]) -> Sequence[Mapping[str, comfy.conds.CONDRegular]]:
+    """Conditioning whose rows all have an attention mask or none: the host leaves out one that masks nothing."""
+    mask = next((row["attention_mask"] for row in rows if "attention_mask" in row), None)
+    if mask is None:
+        return rows
+    whole = type(mask)(torch.ones_like(mask.cond))
+    return [{**row, "attention_mask": row.get("attention_mask", whole)} for row in rows]
 
 
 class HostBackbone:

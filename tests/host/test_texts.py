@@ -142,7 +142,7 @@ def test_pictures_are_there_small_and_used() -> None:
     there = {path.relative_to(PAGES).as_posix(): path.stat().st_size for path in (PAGES / "pictures").iterdir()}
     assert used == set(there)
     assert not {name: size for name, size in there.items() if size > MOST_BYTES}
-    painters = re.findall(r"@picture\ndef (\w+)", (PACK / "docs" / "make_pictures.py").read_text(encoding="utf-8"))
+    painters = re.findall(r"@picture\ndef (\w+)", (PACK / "docs" / "picture_painters.py").read_text(encoding="utf-8"))
     assert {f"pictures/{name.replace('_', '-')}.jpg" for name in painters} == used
 
 

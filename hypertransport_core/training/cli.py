@@ -21,6 +21,7 @@ from .config import ConfigError, TrainingConfig, parse_value, read_config
 from .data import DataFolder
 from .distribution import Elsewhere, Group, join
 from .interruption import Interrupted
+from .memory import check_memory
 from .presets import preset
 from .progress import log
 from .stages import STAGES, describe, run_stages, save_settings
@@ -172,7 +173,9 @@ def _run(arguments: argparse.Namespace, config: TrainingConfig, group: Group) ->
             config = config.with_values({"device": str(group.device)})
         world = preset(config.preset).build(config)
         if arguments.dry_run:
-            describe(world, DataFolder(config.data or Path(config.output) / "data", world, config))
+            data = DataFolder(config.data or Path(config.output) / "data", world, config)
+            describe(world, data)
+            check_memory(world, data, config, stages)
     if arguments.dry_run:
         return
     with group.together():

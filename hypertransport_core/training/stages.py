@@ -16,6 +16,7 @@ from .distribution import Group
 from .export import evaluate, export
 from .interruption import Interruption
 from .loop import Trainer
+from .memory import check_memory
 from .presets import World
 from .progress import Curves, Rate, log
 from .states import States, TrainingError
@@ -38,6 +39,8 @@ def run_stages(
         with group.together():
             data = DataFolder(config.data or run / "data", world, config)
         describe(world, data)
+        with group.together():
+            check_memory(world, data, config, stages)
         if group.count > 1:
             log.info("%d processes work together", group.count)
         group.same(_common(data, config), "start all with the same settings, files and versions")

@@ -18,7 +18,7 @@ from .methods import EVERY
 from .runner import EvaluationSettings, Result
 
 MEASURES = ("concept", "subject", "colour")
-MORE_MEASURES = ("joint", "place", "size", "similarity", "error")
+MORE_MEASURES = ("joint", "place", "size", "similarity", "error", "moved")
 TITLES = {
     "ours_text": "HyperTransport, words",
     "ours_image": "HyperTransport, picture",
@@ -188,9 +188,8 @@ def _with_interval(flat: Mapping[str, Any], key: str) -> str:
 def write_sheet(path: str | Path, result: Result, methods: Sequence[str]) -> None:
     """One picture per concept and method, unsteered first, as a contact sheet. Raises FileError."""
     columns = [method for method in EVERY if method in methods and method in result.scores]
-    plain = result.examples["unsteered", ""]
     rows = [
-        Row([plain, *(result.examples.get((method, name)) for method in columns)], name, by_name()[name].category)
+        Row([result.examples["unsteered", name], *(result.examples.get((method, name)) for method in columns)], name, by_name()[name].category)
         for name in result.heldout
     ]
     sheet = contact_sheet(

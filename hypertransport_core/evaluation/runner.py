@@ -57,6 +57,8 @@ class Result:
     world: dict[str, float] = field(default_factory=dict)
     images: int = 0
     seconds: float = 0.0
+    shown: dict[str, int] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
     examples: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     strengths: dict[str, dict[float, dict[str, float]]] = field(default_factory=dict)
     pictured: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -116,7 +118,14 @@ class Look:
     def scores(self, plain: Look, renders: Renders, concept: int) -> dict[str, float]:
         """All measures, see `measures.scores`."""
         likeness = renders.similarity(self.pictures, plain.pictures)
-        return scores(self.judged, plain.judged, concept, self.near, plain.near, likeness)
+        return scores(self.judged, plain.judged, concept, self.near, plain.near, likeness) | {
+            "moved": float((self.pictures - plain.pictures).square().mean((1, 2, 3)).sqrt().mean())
+        }
+
+    def merits(self, concept: int) -> tuple[Tensor, Tensor]:
+        """One number per picture, higher is better, from each of two judges: the network's probability of the concept,
+        the subject and the colour together; the renderer's distance to the render of the same truth, negative."""
+        return self.judged.concept[:, concept] * self.judged.content, -self.near.error
 
 
 class Session:
@@ -170,8 +179,10 @@ class Session:
         result.unsteered = {"subject": float(plain.subject.float().mean()), "colour": float(plain.colour.float().mean())}
         result.unsteered |= {name: float(getattr(self.plain.near, name).float().mean()) for name in ("place", "size")}
         result.unsteered["error"] = float(self.plain.near.error.mean())
-        result.examples["unsteered", ""] = self.plain.pictures[0]
-        for name in result.heldout:
+        for place, name in enumerate(result.heldout):
+            result.shown[name] = place % len(self.scenes)
+            result.prompts[name] = self.scenes.prompts[result.shown[name]]
+            result.examples["unsteered", name] = self.plain.pictures[result.shown[name]]
             result.nearest[name], result.distances[name] = self.methods.nearest(name)
         order = sorted(settings.methods, key=settings.methods.index)
         for name in result.heldout:  # concept by concept, since its renders are made once
@@ -191,9 +202,8 @@ class Session:
         prompts, what = self.methods.prompts(method, name, self.scenes.prompts), f"{method}, {name}"
         found = self.look(prompts, maps, 1.0, number, what)
         result.scores.setdefault(method, {})[name] = found.scores(self.plain, self.renders, number)
-        result.examples[method, name] = found.pictures[0]
-        chance = found.judged.concept[:, number] * found.judged.content
-        result.pictured[method, name] = chance, -found.near.error
+        result.examples[method, name] = found.pictures[result.shown[name]]
+        result.pictured[method, name] = found.merits(number)
         if method == "ours_text":
             result.looks[method, name] = found.judged
             looks = {0.0: self.plain, 1.0: found}
@@ -203,7 +213,7 @@ class Session:
                 s: look.scores(self.plain, self.renders, number) for s, look in zip(STRENGTHS, steps)
             }
             for strength, look in zip(STRENGTHS, steps):
-                result.examples[f"{method} {strength:g}", name] = look.pictures[0]
+                result.examples[f"{method} {strength:g}", name] = look.pictures[result.shown[name]]
             result.curves[name] = [step.judged.probability(number) for step in steps]
             result.subject_curves[name] = [result.strengths[name][s]["subject"] for s in STRENGTHS]
 

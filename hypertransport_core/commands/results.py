@@ -1,0 +1,144 @@
+"""Write the results page: every claim measured again, with tables, charts and pictures, from nothing but this
+repository."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import FileError
+from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline
+from . import CommandError
+from .options import add_weights_options
+
+if TYPE_CHECKING:
+    from ..evaluation.results import ResultsSettings
+
+FIT_BATCH = 4  # samples per step of LinEAS
+QUICK: dict[str, Any] = {"concepts": 12, "prompts": 4, "fit_concepts": 0, "world": 102, "renders": 500}
+QUICK_STUDIES: dict[str, Any] = {"validation": 4, "validation_fits": 0, "scenes": 2, "pairs": 20, "seeds": 4}
+NUMBERS, TABLE, PAGE = "results.json", "results.csv", "results.md"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where to write results.md, results.json, results.csv and the folder results",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="12 held-out concepts, 4 scenes each, no fits of 1000 steps"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing: page, table and charts again from FOLDER/results.json"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=None, metavar="FOLDER", help="keep finished fits here, so that a stopped run goes on"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="of scenes and starting noise (default: 90000)")
+    for name, words in (
+        ("concepts", "held-out concepts, spread over the categories (default: all)"),
+        ("prompts", "scenes per concept (default: 8)"),
+        ("fit-concepts", "held-out concepts on which LinEAS with 1000 steps is run (default: 3)"),
+        ("fit-validation", "validation concepts on which its strength is chosen (default: 1)"),
+        ("validation", "validation concepts on which the other strengths are chosen (default: 9)"),
+        ("pairs", "pairs of concepts to show at once (default: 100)"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=None, metavar="N", help=words)
+    parser.add_argument("--methods", default=None, metavar="A,B", help="methods to compare, as of evaluate (default: all)")
+    add_weights_options(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress on the way")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and write the page; returns the exit code."""
+    from ..evaluation import charts
+    from ..evaluation.page import FOLDER, read_numbers, write_csv, write_page
+    from ..evaluation.report import write_json
+
+    if options.output.exists() and not options.output.is_dir():
+        raise CommandError(f"--output is the file {options.output}, expected a folder such as docs.")
+    charts.check()
+    pictures = options.output / FOLDER
+    if options.page:
+        flat = read_numbers(options.output / NUMBERS)
+        sheets = [path.name for path in sorted(pictures.glob("*.jpg"))]
+    else:
+        flat, sheets = _measured(options, pictures)
+        write_json(options.output / NUMBERS, flat)
+    drawn = charts.draw_all(flat, pictures)
+    write_csv(options.output / TABLE, flat)
+    write_page(options.output, flat, [*drawn, *sheets])
+    print(f"{options.output / PAGE}: {len(drawn)} charts, {len(sheets)} sheets, {flat['seconds'] / 60:.1f} minutes")
+    return 0
+
+
+def _measured(options: argparse.Namespace, pictures: Path) -> tuple[dict[str, object], list[str]]:
+    """A run: its numbers, and the names of the sheets written."""
+    from ..evaluation import gallery
+    from ..evaluation.results import measure
+    from ..postcard.judge import Judge
+    from .evaluate import described
+
+    settings = settings_of(options)
+    folder = WEIGHTS if options.weights is None else options.weights
+    if not (folder / JUDGE_FILE).is_file():
+        raise FileError(
+            f"{folder} holds no {JUDGE_FILE}, expected the judge of the Postcard world: check --weights, or download "
+            "the package again"
+        )
+    pipeline = Pipeline.load(folder, hypernetwork=options.hypernetwork)
+    measured = measure(pipeline, Judge.load(folder / JUDGE_FILE), settings, quiet=options.quiet)
+    flat = measured.flat | described(options, settings.evaluation, pipeline) | {"command": command_of(options)}
+    pictures.mkdir(parents=True, exist_ok=True)
+    for old in pictures.glob("*.jpg"):  # of a run with more sheets
+        old.unlink()
+    return flat, gallery.draw_all(measured, pictures)
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """The command line that gives these numbers again; where files lie is not part of it."""
+    words = ["python -m hypertransport_core results --output docs"]
+    words += ["--quick"] if options.quick else []
+    for name in ("seed", "concepts", "prompts", "fit_concepts", "fit_validation", "validation", "pairs", "methods"):
+        value = getattr(options, name)
+        if value is not None:
+            words.append(f"--{name.replace('_', '-')} {value}")
+    return " ".join(words)
+
+
+def settings_of(options: argparse.Namespace) -> ResultsSettings:
+    """Checked settings; what is named beats --quick, which beats the defaults. Raises CommandError."""
+    from ..evaluation.methods import DEAR, EVERY
+    from ..evaluation.results import ResultsSettings
+    from ..evaluation.studies import StudySettings
+
+    settings = ResultsSettings()
+    one, studies = settings.evaluation, settings.studies
+    one = replace(one, fit=replace(one.fit, batch=FIT_BATCH, cache=options.cache))
+    if options.quick:
+        cheap = tuple(method for method in EVERY if method not in DEAR)
+        one, studies = replace(one, methods=cheap, **QUICK), StudySettings(**QUICK_STUDIES)
+    if options.methods is not None:
+        methods = tuple(dict.fromkeys(name.strip() for name in options.methods.split(",") if name.strip()))
+        for name in methods:
+            if name not in EVERY:
+                raise CommandError(f"--methods names '{name}', expected some of {', '.join(EVERY)}.")
+        one = replace(one, methods=methods)
+    for name, low in (("seed", 0), ("concepts", 1), ("prompts", 1), ("fit_concepts", 0), ("fit_validation", 0),
+                      ("validation", 1), ("pairs", 1)):
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if not low <= value <= 10**6:
+            raise CommandError(f"--{name.replace('_', '-')} is {value}, expected a whole number from {low} to 1000000.")
+        if name in ("validation", "pairs", "fit_validation"):
+            studies = replace(studies, **{"validation_fits" if name == "fit_validation" else name: value})
+        else:
+            one = replace(one, **{name: value})
+    return replace(settings, evaluation=one, studies=studies)

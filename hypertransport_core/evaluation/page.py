@@ -1,0 +1,89 @@
+"""The results page: prose with places for numbers, all of which come from the results file.
+
+`[[key|form]]` stands for a number: `%` percent, `%~` percent with its interval, `.3` decimals, `.3~` with interval, `n` a
+count, `x` "times", `s` as it is. `[[table:name]]` stands for a table, `[[sheets:gallery]]` for pictures. The prose
+itself holds no number that was measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import FileError, write_atomically
+from .page_text import TEMPLATE
+from .page_tables import NOT_MEASURED, TABLES, formatted
+
+PLACE = re.compile(r"\[\[([^\[\]|:]+)\|([^\[\]|]+)\]\]")
+TABLE = re.compile(r"\[\[table:(\w+)\]\]")
+PICTURE = re.compile(r"\[\[picture:([\w-]+\.\w+)\|([^\[\]|]+)\]\]\n*")
+SHEETS = re.compile(r"\[\[sheets:(\w+)\|([^\[\]|]+)\]\]\n*")
+FOLDER = "results"  # of charts and sheets, beside the page
+
+
+def page(flat: Mapping[str, Any], pictures: Sequence[str], template: str = TEMPLATE) -> str:
+    """The page in Markdown. pictures: names of the files there are; a picture that is missing is left out.
+
+    A number whose key is missing or None reads "not measured"; a template that names a key no run can have is caught by
+    the tests.
+    """
+    text = TABLE.sub(lambda match: TABLES[match[1]](flat), template)
+    text = PICTURE.sub(lambda match: _picture(match[1], match[2], pictures), text)
+    text = SHEETS.sub(lambda match: _sheets(match[1], match[2], pictures), text)
+    return PLACE.sub(lambda match: formatted(flat, match[1], match[2]), text)
+
+
+def _picture(name: str, words: str, pictures: Sequence[str]) -> str:
+    return f"![{words}]({FOLDER}/{name})\n\n" if name in pictures else ""
+
+
+def _sheets(kind: str, words: str, pictures: Sequence[str]) -> str:
+    found = sorted(
+        (name for name in pictures if name.startswith(f"{kind}-")), key=lambda name: int(re.findall(r"\d+", name)[-1])
+    )
+    return "".join(_picture(name, words, pictures) for name in found)
+
+
+def write_page(folder: Path, flat: Mapping[str, Any], pictures: Sequence[str]) -> None:
+    """results.md, whole or not at all. Raises FileError."""
+    text = page(flat, pictures)
+    write_atomically(folder / "results.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path: Path, flat: Mapping[str, Any]) -> None:
+    """Every single number, one a line: key, value, low and high of its interval, the command that made it."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["key", "value", "low", "high", "command"])
+    for key, value in sorted(flat.items()):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            low, high = flat.get(f"interval.{key}") or (None, None)
+            writer.writerow([key, value, "" if low is None else low, "" if high is None else high, flat["command"]])
+    text = out.getvalue()
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """A results file written before. Raises FileError."""
+    try:
+        flat = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read as results ({error}), expected a file that the command results wrote: "
+                        "run it without --page") from error
+    if not isinstance(flat, dict) or "command" not in flat or "concepts" not in flat:
+        raise FileError(f"{path} holds no results of this command, expected its keys 'command' and 'concepts': run it "
+                        "without --page")
+    return flat
+
+
+def keys_of(template: str = TEMPLATE) -> list[str]:
+    """The keys that a template names."""
+    return [match[1] for match in PLACE.finditer(template)]
+
+
+__all__ = ["NOT_MEASURED", "keys_of", "page", "read_numbers", "write_csv", "write_page"]

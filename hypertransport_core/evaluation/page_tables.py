@@ -1,0 +1,325 @@
+"""Tables and numbers of the results page, from the results file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .measures import STRENGTHS
+from .report import TITLES
+from .results import COMPARED, VARIED
+from .studies import BEYOND, REMOVALS, WAYS, WORDINGS
+
+NOT_MEASURED = "not measured"
+Flat = Mapping[str, Any]
+WORDS = {
+    "inverse": "inverse maps (`--remove`, Invert Maps)",
+    "negative": "strength −1 instead",
+    "mean_act_inverse": "inverse Mean-AcT maps",
+    "sum": "sum of maps",
+    "sequence": "one map after the other",
+    "mix": "maps of the mean embedding",
+    "prompting": "both named in the prompt",
+    "one_only": "control: the first concept alone",
+    "phrase": "another phrase",
+    "typo": "two letters swapped",
+    "unknown_word": "an invented word in front",
+}
+NEEDS = {
+    "ours_text": "one pass",
+    "ours_image": "one pass",
+    "ours_images_4": "one pass",
+    "prompting": "the model to know the words",
+    "lineas_1000": "optimisation",
+    "lineas_50": "optimisation",
+    "nearest": "nothing; another concept's optimisation",
+    "mean_act": "statistics",
+    "linear_act": "statistics",
+    "linear_act_once": "statistics",
+    "iti_c": "statistics",
+    "ridge": "a matrix product",
+    "mean_map": "nothing",
+}
+
+
+def formatted(flat: Flat, key: str, form: str) -> str:
+    """A number in words; NOT_MEASURED where there is none."""
+    value = flat.get(key)
+    if value is None:
+        return NOT_MEASURED
+    if form == "s":
+        return str(value)
+    if form == "n":
+        return f"{value:,.0f}"
+    if form == "x":
+        return f"{value:,.0f} times" if value >= 100 else f"{value:.2f} times"
+    plain = form.rstrip("~")
+    unit = (lambda v: f"{100 * v:.0f}") if plain == "%" else (lambda v: f"{v:{plain}f}")
+    text, bounds = unit(value), flat.get(f"interval.{key}") or [None, None]
+    text += " %" if plain == "%" else ""
+    if not form.endswith("~") or None in bounds:
+        return text
+    return f"{text} ({unit(bounds[0])} to {unit(bounds[1])})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; NOT_MEASURED without rows."""
+    if not rows:
+        return NOT_MEASURED[:1].upper() + NOT_MEASURED[1:] + "."
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _at_one(flat: Flat) -> str:
+    rows = [
+        [TITLES[m], NEEDS[m], formatted(flat, f"counts.{m}", "n")]
+        + [formatted(flat, f"heldout.{m}.{measure}", "%~") for measure in ("concept", "subject", "colour", "joint")]
+        for m in NEEDS
+        if f"heldout.{m}.concept" in flat
+    ]
+    return table(["method", "needs, per new concept", "concepts", "concept", "subject", "colour", "all three"], rows)
+
+
+def _at_best(flat: Flat) -> str:
+    rows = [
+        [
+            TITLES[m],
+            "–" if flat.get(f"best.{m}.strength") is None else f"{flat[f'best.{m}.strength']:g}",
+            formatted(flat, f"best.{m}.chosen_on", "n"),
+            formatted(flat, f"counts.{m}", "n"),
+        ]
+        + [formatted(flat, f"best.{m}.{measure}", "%~") for measure in ("concept", "subject", "colour", "joint")]
+        for m in NEEDS
+        if flat.get(f"best.{m}.concept") is not None
+    ]
+    head = ["method", "strength", "chosen on", "concepts", "concept", "subject", "colour", "all three"]
+    return table(head, rows)
+
+
+def _versus(flat: Flat) -> str:
+    measures = ("concept", "subject", "colour", "joint", "place", "error")
+    rows = []
+    for m in COMPARED:
+        if f"versus.{m}.concepts" not in flat:
+            continue
+        cells = []
+        for measure in measures:
+            key = f"versus.{m}.{measure}"
+            verdict = flat.get(f"{key}.verdict", NOT_MEASURED)
+            cells.append(f"{_strong(verdict)} {_signed(flat, key)}")
+        rows.append([TITLES[m], formatted(flat, f"versus.{m}.concepts", "n"), *cells])
+    head = ["HyperTransport, words, against", "concepts", "concept", "subject", "colour", "all three", "place", "error"]
+    return table(head, rows)
+
+
+def _strong(verdict: str) -> str:
+    return f"**{verdict}**" if verdict in ("wins", "loses") else verdict
+
+
+def _signed(flat: Flat, key: str) -> str:
+    value, bounds = flat.get(key), flat.get(f"interval.{key}") or [None, None]
+    if value is None or None in bounds:
+        return NOT_MEASURED
+    return f"{100 * value:+.0f} ({100 * bounds[0]:+.0f} to {100 * bounds[1]:+.0f})"
+
+
+def _input(flat: Flat) -> str:
+    rows = []
+    for m in NEEDS:
+        if flat.get(f"best.{m}.concept") is None:
+            continue
+        rows.append(
+            [TITLES[m]]
+            + [formatted(flat, f"best.{m}.{measure}", "%~") for measure in ("place", "size", "similarity")]
+            + [formatted(flat, f"best.{m}.error", ".3~")]
+        )
+    return table(["method", "place kept", "size kept", "like the unsteered inside the subject", "error"], rows)
+
+
+def _curve(flat: Flat) -> str:
+    rows = [
+        [f"{s:g}"]
+        + [formatted(flat, f"curve.ours_text.{m}.{s:g}", "%~") for m in ("concept", "subject", "colour", "joint", "way")]
+        + [formatted(flat, f"curve.ours_text.error.{s:g}", ".3~")]
+        for s in (*STRENGTHS, *BEYOND)
+        if f"curve.ours_text.concept.{s:g}" in flat
+    ]
+    return table(["strength", "concept", "subject", "colour", "all three", "distance moved", "error"], rows)
+
+
+def _removal(flat: Flat) -> str:
+    rows = [
+        [WORDS[way]]
+        + [formatted(flat, f"removal.{way}.{m}", "%~") for m in ("gone", "plain", "subject", "colour")]
+        + [formatted(flat, f"removal.{way}.error", ".3~")]
+        for way in REMOVALS
+        if f"removal.{way}.gone" in flat
+    ]
+    return table(["by", "gone", "no concept at all", "subject kept", "colour kept", "error"], rows)
+
+
+def _composition(flat: Flat) -> str:
+    rows = [
+        [WORDS[way]]
+        + [formatted(flat, f"composition.{way}.{m}", "%~") for m in ("both_present", "top_two", "subject", "colour")]
+        for way in WAYS
+        if f"composition.{way}.both_present" in flat
+    ]
+    return table(["by", "both present", "both the top two", "subject kept", "colour kept"], rows)
+
+
+def _wordings(flat: Flat) -> str:
+    rows = [
+        [
+            WORDS[one],
+            formatted(flat, f"counts.robust.{one}", "n"),
+            formatted(flat, f"robust.{one}.name", "%~"),
+            formatted(flat, f"robust.{one}.concept", "%~"),
+            _signed(flat, f"robust.{one}.difference"),
+        ]
+        for one in WORDINGS
+        if f"robust.{one}.concept" in flat
+    ]
+    return table(["the words", "concepts", "usual name", "these words", "difference, points"], rows)
+
+
+def _diversity(flat: Flat) -> str:
+    rows = [
+        [TITLES[m], formatted(flat, f"diversity.{m}.distance", ".3~"), formatted(flat, f"diversity.{m}.share", "%~")]
+        for m in ("unsteered", *VARIED)
+        if f"diversity.{m}.distance" in flat
+    ]
+    return table(["method", "distance between seeds", "of the unsteered model's"], rows)
+
+
+def _preference(flat: Flat) -> str:
+    rows = []
+    for m in COMPARED:
+        if f"preference.{m}.network" not in flat:
+            continue
+        row = [TITLES[m], formatted(flat, f"preference.{m}.concepts", "n")]
+        for judge in ("network", "renderer"):
+            key = f"preference.{m}.{judge}"
+            row += [formatted(flat, key, "%~"), _times(flat, f"{key}.times", key)]
+        rows.append(row)
+    head = ["against", "concepts", "by the judge network", "times as often", "by the renderer", "times as often"]
+    return table(head, rows)
+
+
+def _times(flat: Flat, key: str, share: str) -> str:
+    return "always" if flat.get(key) is None and flat.get(share) == 1 else formatted(flat, key, ".2")
+
+
+def _distance(flat: Flat) -> str:
+    rows = [
+        [str(quarter), formatted(flat, f"quarter.{quarter}.distance", ".2")]
+        + [formatted(flat, f"quarter.{quarter}.{m}.concept", "%") for m in ("ours_text", "ours_image", "prompting")]
+        for quarter in range(1, 5)
+        if flat.get(f"quarter.{quarter}.ours_text.concept") is not None
+    ]
+    return table(["quarter", "mean distance", "from words", "from one picture", "prompting"], rows)
+
+
+def _speed(flat: Flat) -> str:
+    rows = [
+        [words, formatted(flat, key, form)]
+        for words, key, form in (
+            ("HyperTransport: encode the words, predict, install", "speed.predict_seconds", ".4"),
+            ("Mean-AcT, one concept", "speed.mean_act_seconds", ".2"),
+            ("LinEAS, the few steps", "speed.fit_short_seconds", ".1"),
+            ("LinEAS, the many steps", "speed.fit_seconds", ".0"),
+        )
+        if flat.get(key) is not None
+    ]
+    return table(["what", "seconds"], rows)
+
+
+def _world(flat: Flat) -> str:
+    rows = [
+        [words, formatted(flat, key, "%")]
+        for words, key in (
+            ("subject right where the prompt names one of all concepts", "postcard.subject"),
+            ("colour right", "postcard.colour"),
+            ("concept named", "postcard.concept"),
+            ("judge right on fresh renders", "judge.renders"),
+            ("CLIP finds held-out concepts' captions, within their category", "clip.retrieval_heldout"),
+            ("unsteered pictures at the right place", "heldout.unsteered.place_right"),
+            ("unsteered pictures in the right size", "heldout.unsteered.size_right"),
+        )
+        if flat.get(key) is not None
+    ]
+    return table(["of the world itself", "share"], rows)
+
+
+def _summary(flat: Flat) -> str:
+    """Against whom ours wins, ties and loses, on the measure that joins all: from the verdicts."""
+    found: dict[str, list[str]] = {"wins": [], "ties": [], "loses": []}
+    for m in COMPARED:
+        verdict = flat.get(f"versus.{m}.joint.verdict")
+        if verdict in found:
+            few = flat.get(f"versus.{m}.concepts", 0) < flat["counts.heldout"]
+            found[verdict].append(
+                TITLES[m] + (f" (on {flat[f'versus.{m}.concepts']} concepts only)" if few else "")
+            )
+    words = {"wins": "**Wins** against", "ties": "**Ties** with", "loses": "**Loses** to"}
+    return "\n".join(
+        f"- {words[verdict]}: {', '.join(names) if names else 'none of them'}." for verdict, names in found.items()
+    )
+
+
+def _extremes(flat: Flat) -> str:
+    """The best and the worst categories from words."""
+    shares = {
+        key.split(".")[1]: value
+        for key, value in flat.items()
+        if key.startswith("category.") and key.endswith(".ours_text.concept") and value is not None
+    }
+    order = sorted(shares, key=lambda name: (-shares[name], name))
+    rows = [
+        [name, formatted(flat, f"category.{name}.ours_text.concept", "%")]
+        + [formatted(flat, f"category.{name}.{m}.concept", "%") for m in ("ours_image", "prompting", "linear_act")]
+        for name in order
+    ]
+    return table(["category", "from words", "from one picture", "prompting", "Linear-AcT at strength 1"], rows)
+
+
+# Goals of the project: (words, key, smallest value or None, largest value or None)
+GOALS = (
+    ("concept from words, as a share of prompting's", "share_of_prompting", 0.9, None),
+    ("concept from one picture, as a share of that from words", "modality.image_share", 1.0, None),
+    ("all three right, minus LinEAS with many steps", "versus.lineas_1000.joint", 0.0, None),
+    ("both concepts present, by the sum of maps", "composition.both_present", 0.6, None),
+    ("farthest quarter named less often by", "distance.farthest_quarter_drop", None, 0.1),
+)
+
+
+def _goals(flat: Flat) -> str:
+    rows = []
+    for words, key, least, most in GOALS:
+        value = flat.get(key)
+        met = NOT_MEASURED
+        if value is not None:
+            met = "yes" if (least is None or value >= least) and (most is None or value <= most) else "**no**"
+        bound = f"at least {100 * least:.0f} %" if least is not None else f"at most {100 * (most or 0):.0f} %"
+        rows.append([words, bound, formatted(flat, key, "%~"), met])
+    return table(["goal", "wanted", "measured", "met"], rows)
+
+
+TABLES: dict[str, Callable[[Flat], str]] = {
+    "at_one": _at_one,
+    "at_best": _at_best,
+    "versus": _versus,
+    "input": _input,
+    "curve": _curve,
+    "removal": _removal,
+    "composition": _composition,
+    "wordings": _wordings,
+    "diversity": _diversity,
+    "preference": _preference,
+    "distance": _distance,
+    "speed": _speed,
+    "world": _world,
+    "summary": _summary,
+    "categories": _extremes,
+    "goals": _goals,
+}

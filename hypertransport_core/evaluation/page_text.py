@@ -1,0 +1,205 @@
+"""The prose of the results page. No measured number stands here: see `page` for what the places in brackets mean."""
+
+TEMPLATE = """\
+# Results
+
+What HyperTransport does to concepts that nobody fitted and that it was not trained on, measured against what people
+would use instead, and where it loses.
+
+<!-- This page is written by a command, from results.json beside it. Do not edit it: change the command's text instead. -->
+
+```bash
+[[command|s]]
+```
+
+Everything below comes out of that one run: numbers in [results.json](results.json) and [results.csv](results.csv)
+(there with intervals), pictures in [results/](results/). Another `--seed` draws other scenes and other noise;
+`--page` writes this page and its charts again from the numbers that are there; `python -m hypertransport_core results
+--help` has the rest. Shortened run: [[quick|s]].
+
+**How it was measured.** [[counts.heldout|n]] held-out concepts of the embedded [Postcard world](postcard.md)
+([[counts.concepts|n]] concepts in all), [[counts.prompts|n]] scenes each that no training used, the same scenes and
+noise for every method, [[counts.steps|n]] sampling steps, [[counts.images|n]] pictures. In brackets: 95 % bootstrap
+intervals over concepts.
+
+- **concept**: share of pictures in which the judge, a network trained on renders only, names the concept as the most
+  probable of all.
+- **subject**, **colour**: share of pictures whose subject (colour) the judge saw before steering and still sees after
+  it. **All three**: concept, subject and colour right in the same picture.
+- **place**, **size**: still right by the nearest render of the same scene, among all places and sizes. **error**:
+  distance to the render of the same truth in the concept, root mean square with pixels from zero to one; lower is
+  better.
+
+## In short
+
+From words the concept is named in [[heldout.ours_text.concept|%~]] of the pictures, [[share_of_prompting|.2~]] ×
+prompting; from one reference picture in [[heldout.ours_image.concept|%~]], from four in
+[[heldout.ours_images_4.concept|%~]]. By the share of pictures with everything right, each method at the strength
+chosen for it on validation concepts, HyperTransport from words
+
+[[table:summary]]
+
+A win or a loss is a difference whose interval excludes zero; all others are ties. The goals this project has set
+itself:
+
+[[table:goals]]
+
+**Read it with these limits.** Postcard is small, and its prompts name every concept in words that its model was
+trained on, so *prompting is nearly perfect by construction*: it is the upper bound, not a rival that real models
+offer. The held-out concepts are unknown to the hypernetwork, but the generator and the CLIP have seen them, as in the
+method's paper. Many concepts are compositions of a colour and a pattern whose parts were trained on. Nothing here
+says how well real checkpoints are steered.
+
+## At strength 1
+
+[[table:at_one]]
+
+*The concepts of LinEAS with [[fit.steps_long|n]] steps* ([[counts.lineas_1000|n]], and the nearest training concept's
+maps) are few because one fit takes minutes: compare those lines with each other only through the table of differences
+below. LinEAS: [[fit.samples|n]] samples, batches of [[fit.batch|n]].
+
+## Every method at its best strength
+
+Shift-only maps at every layer add up, so a strength of one is too much for some methods. For each, the strength with
+the most pictures right in concept, subject and colour was chosen on validation concepts (*chosen on*: how many); the
+nearest concept's maps use the strength of LinEAS. The held-out concepts had no part in it.
+
+[[table:at_best]]
+
+[[picture:methods.png|Concept named against subject kept for every method at its chosen strength, with intervals]]
+
+[[picture:choice.png|Share of validation pictures right in concept, subject and colour over strength, per method]]
+
+## Where it wins, ties and loses
+
+HyperTransport from words minus the method, on the same concepts, both at the strengths chosen; in percentage points
+(error: hundredths, lower is better).
+
+[[table:versus]]
+
+*Ridge regression* predicts Mean-AcT's shifts from the same embeddings by linear regression on the training concepts:
+amortised steering without any training by gradients. *Our mean map* is the mean of our maps over the training
+concepts, so it does not listen to the concept. *Linear-AcT, incremental* fits a line per channel from statistics of
+the concept's own prompts, a layer at a time; it needs those prompts and [[fit.samples|n]] network calls for each
+side, but no gradients.
+
+## What becomes of the picture
+
+[[table:input]]
+
+*Like the unsteered inside the subject*: one minus the mean absolute difference to the unsteered picture within the
+subject's mask. A concept that tints everything changes the subject as well, as it should, so prompting is the
+yardstick, not 100 %. Unsteered pictures are [[heldout.unsteered.error|.3]] away from the renders of their own truth.
+
+## Which concepts
+
+[[table:categories]]
+
+[[picture:categories.png|Concept named per category, for HyperTransport, prompting and per-concept fits]]
+
+By distance to the nearest training concept, in quarters:
+
+[[table:distance]]
+
+[[picture:distance.png|Concept named over the distance to the nearest training concept, every concept and means of quarters]]
+
+The farthest quarter is named [[distance.farthest_quarter_drop|%~]] less often than the other three (prompting:
+[[distance.farthest_quarter_drop.prompting|%~]]).
+
+## Over strength
+
+[[table:curve]]
+
+[[picture:strength.png|Concept, subject, colour and distance moved over strength]]
+
+[[picture:strength.jpg|Six concepts from the best to the worst over eight strengths]]
+
+Over strengths from off to full in quarters, the judge's probability of the concept rises strictly for
+[[heldout.ours_text.monotone|%~]] of the concepts, and never falls by more than [[monotone_tolerant.fall_allowed|.2]]
+for [[heldout.ours_text.monotone_tolerant|%~]]. *Distance moved* is that from the unsteered picture, as a share of the
+way to the fully steered one; it departs from the strength itself by at most [[curve.ours_text.bend|.2~]] on average,
+so the slider is not linear in pictures. Strength 0 is bit-identical to no steering in this run:
+[[curve.identical_at_0|s]]. Above the full strength is extrapolation.
+
+## From a picture
+
+One reference picture gives [[modality.image_share|.2~]] of the concept fidelity of words, four give
+[[modality.images_4_share|.2~]]. The references are renders with a subject, colour and place of their own.
+
+## Taken away
+
+The prompt names the concept; maps predicted from its words are to take it out again. *Gone*: of the pictures that
+showed the concept, those that no longer do. *No concept at all*: the judge then sees a plain picture. *Error*:
+distance to the render without the concept.
+
+[[table:removal]]
+
+[[picture:removal.jpg|Nine concepts: in the prompt, taken out, never asked for]]
+
+## Two at once
+
+[[counts.pairs|n]] pairs of held-out concepts of different categories, chosen by a hash, [[counts.study_scenes|n]]
+scenes each. *Both present*: both are among the judge's [[counts.near_top|n]] most probable concepts of all. The judge
+was trained on single concepts only, and some pairs cannot both be in one picture, so the figure for naming both in
+the prompt shows what can be asked; the control says how often the second one is seen where nobody asked for it.
+
+[[table:composition]]
+
+[[picture:composition.jpg|Ten pairs of concepts: sum, one after another, mean embedding, both in the prompt, the first alone]]
+
+## Other words
+
+[[table:wordings]]
+
+## Other seeds
+
+One prompt that leaves the place open, [[counts.seeds|n]] seeds: mean distance between two pictures (root mean
+square). Steering that collapsed the pictures would lower it; a concept that covers the picture lowers it too, so
+compare with prompting.
+
+[[table:diversity]]
+
+## Preferred, picture by picture
+
+Same scene, same noise, both at the strengths chosen; a tie counts half. Two judges that were made differently: the
+judge network (probability of the concept, the subject and the colour together) and the renderer (which picture is
+nearer to the render of the same truth). Neither is a person.
+
+[[table:preference]]
+
+## Seconds
+
+[[table:speed]]
+
+Medians of the same run, on the machine that ran it; fits read from a cache do not count. Predicting against
+[[fit.steps_long|n]] steps of LinEAS: [[speed.ratio|x]] as fast. More in [performance](performance.md).
+
+## Gallery
+
+All held-out concepts, failures included, in the order of their categories.
+
+[[sheets:gallery|Held-out concepts: unsteered, half and full strength from words, from one picture, prompting, and per-concept fits]]
+
+### The best and the worst
+
+By the share of pictures right in concept, subject and colour, then by the judge's probability of the concept.
+
+[[picture:best.jpg|The best held-out concepts]]
+
+[[picture:worst.jpg|The worst held-out concepts: failures shown as failures]]
+
+## The world itself
+
+[[table:world]]
+
+## Not measured yet
+
+- **A Perceiver hypernetwork, a concept-slider LoRA and a decoupled image-prompt adapter** as baselines: each needs a
+  training of its own.
+- **How results grow** with training concepts and with samples per concept, other site sets, ablations of the design,
+  and other training seeds of the hypernetwork: each point is a training. One hypernetwork was measured; the intervals
+  are over   concepts, not over trainings.
+- **CLIP of another seed** than the conditioning one as a measure of fidelity: this world has one CLIP, and scoring
+  with it would favour the method that reads it. The renderer stands in.
+- **Real checkpoints**, and people.
+"""

@@ -1,0 +1,259 @@
+"""All numbers of the results page: the comparison of `evaluate` and the studies on top of it, under flat keys."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..pipeline import Pipeline
+from ..postcard.judge import Judge
+from . import studies as study
+from .bootstrap import interval, paired_interval, ratio_interval
+from .measures import STRENGTHS, mean
+from .methods import DEAR, EVERY
+from .report import MEASURES, MORE_MEASURES, clean, flatten
+from .runner import EvaluationSettings, Session, speed, total_cost
+from .studies import BEYOND, GRID, Studies, StudySettings
+
+ALL_MEASURES = (*MEASURES, *MORE_MEASURES)
+VARIED = ("ours_text", "ours_image", "prompting", "lineas_50", "linear_act")
+COMPARED = ("prompting", "lineas_1000", "lineas_50", "linear_act", "iti_c", "mean_act", "ridge", "nearest", "mean_map")
+LOWER_IS_BETTER = ("error",)
+
+
+@dataclass(frozen=True)
+class ResultsSettings:
+    """What the results page measures: the comparison and the studies."""
+
+    evaluation: EvaluationSettings = field(
+        default_factory=lambda: EvaluationSettings(prompts=8, fit_concepts=3, methods=EVERY)
+    )
+    studies: StudySettings = field(default_factory=StudySettings)
+
+
+@dataclass
+class Measured:
+    """A finished run: numbers under flat keys, and the pictures for the sheets."""
+
+    flat: dict[str, Any]
+    session: Session
+    studies: Studies
+
+
+def measure(pipeline: Pipeline, judge: Judge, settings: ResultsSettings, *, quiet: bool = False) -> Measured:
+    """Run everything. What outlasts a stopped run is the cache of fits."""
+    session = Session(pipeline, judge, settings.evaluation, quiet=quiet)
+    methods, found = settings.evaluation.methods, Studies()
+    session.progress.total = _cost(settings, session)
+    session.compare()
+    study.choose_strengths(session, found, settings.studies, methods)
+    study.at_best_strength(session, found, methods)
+    if "ours_text" in methods:
+        study.stronger(session, found)
+        study.remove(session, found, settings.studies)
+        study.compose(session, found, settings.studies)
+        study.reword(session, found, settings.studies)
+    study.vary(session, found, settings.studies, [method for method in VARIED if method in methods])
+    session.result.speed = speed(session.methods, session.result.heldout, session.fitter)
+    session.result.seconds = time.monotonic() - session.started
+    session.progress.finish()
+    return Measured(numbers(session, found, settings), session, found)
+
+
+def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict[str, Any]:
+    """The keys of `evaluate`, and those of the studies; fractions in [0, 1]; `interval.<key>` beside each mean."""
+    flat = flatten(session.result, settings.evaluation)
+    flat.update(_best(found))
+    flat.update(_versus(found))
+    flat.update(_curve(session, found))
+    flat.update(_parts("removal", found.removal))
+    flat.update(_parts("composition", found.composition))
+    flat.update(_wordings(found))
+    flat.update(_diversity(found))
+    flat.update(_distance(session))
+    flat.update(_modality(session))
+    flat.update(_preferences(session))
+    for key, source in (("removal.gone", "removal.inverse.gone"), ("composition.both_present", _SUM)):
+        if source in flat:
+            flat[key], flat[f"interval.{key}"] = flat[source], flat[f"interval.{source}"]
+    flat.update(
+        {
+            "counts.validation": len(found.chosen_on.get("ours_text", [])),
+            "counts.study_scenes": min(settings.studies.scenes, settings.evaluation.prompts),
+            "counts.pairs": len(found.composition.get("sum", {})),
+            "counts.seeds": settings.studies.seeds,
+            "counts.near_top": study.NEAR_TOP,
+            "counts.seed": settings.evaluation.seed,
+            "strength_grid": list(GRID),
+            "ridge.penalty": session.methods.ridge_penalty,
+        }
+    )
+    return clean(flat)
+
+
+_SUM = "composition.sum.both_present"
+
+
+def _with_interval(key: str, values: Sequence[float]) -> dict[str, Any]:
+    return {key: mean(values), f"interval.{key}": list(interval(values))}
+
+
+def _best(found: Studies) -> dict[str, Any]:
+    """Every method at the strength chosen on validation concepts, and what the choice rests on."""
+    flat: dict[str, Any] = {}
+    for method, tried in found.choice.items():
+        flat.update({f"choice.{method}.{strength:g}": share for strength, share in tried.items()})
+        flat[f"choice.{method}.concepts"] = found.chosen_on[method]
+    for method, per_concept in found.best.items():
+        flat[f"best.{method}.strength"] = None if method == "prompting" else found.strength(method)
+        source = "lineas_1000" if method in DEAR else method
+        flat[f"best.{method}.chosen_on"] = len(found.chosen_on.get(source, []))
+        for measure_name in ALL_MEASURES:
+            values = [score[measure_name] for score in per_concept.values()]
+            flat.update(_with_interval(f"best.{method}.{measure_name}", values))
+    return flat
+
+
+def _versus(found: Studies) -> dict[str, Any]:
+    """Ours from words minus a method on the same concepts, both at the strengths chosen; verdict: wins, ties, loses,
+    by whether the interval excludes 0."""
+    flat: dict[str, Any] = {}
+    ours = found.best.get("ours_text", {})
+    for method, theirs in found.best.items():
+        names = [name for name in theirs if name in ours]
+        if method == "ours_text" or not names:
+            continue
+        flat[f"versus.{method}.concepts"] = len(names)
+        for measure_name in ALL_MEASURES:
+            pairs = [(ours[name][measure_name], theirs[name][measure_name]) for name in names]
+            pairs = [(a, b) for a, b in pairs if a == a and b == b]
+            key = f"versus.{method}.{measure_name}"
+            flat[key] = mean([a - b for a, b in pairs])
+            low, high = paired_interval([a for a, _ in pairs], [b for _, b in pairs])
+            flat[f"interval.{key}"] = [low, high]
+            if measure_name in LOWER_IS_BETTER:
+                low, high = -high, -low
+            flat[f"{key}.verdict"] = "wins" if low > 0 else "loses" if high < 0 else "ties"
+    return flat
+
+
+def _curve(session: Session, found: Studies) -> dict[str, Any]:
+    """Ours from words over strength 0 to 2; way: distance from the unsteered picture, in units of that at strength 1;
+    bend: how far that departs at most from the strength itself, over 0 to 1."""
+    flat: dict[str, Any] = {}
+    whole = {
+        name: steps | found.beyond.get(name, {}) for name, steps in session.result.strengths.items()
+    }
+    for strength in (*STRENGTHS, *BEYOND):
+        steps = [by_strength[strength] for by_strength in whole.values() if strength in by_strength]
+        for measure_name in (*ALL_MEASURES, "probability"):
+            key = f"curve.ours_text.{measure_name}.{strength:g}"
+            if steps:
+                flat.update(_with_interval(key, [step[measure_name] for step in steps]))
+    ways = {
+        name: {s: step["moved"] / steps[1.0]["moved"] for s, step in steps.items()}
+        for name, steps in whole.items()
+        if steps[1.0]["moved"] > 0
+    }
+    for strength in (*STRENGTHS, *BEYOND):
+        values = [way[strength] for way in ways.values() if strength in way]
+        if values:
+            flat.update(_with_interval(f"curve.ours_text.way.{strength:g}", values))
+    flat.update(
+        _with_interval("curve.ours_text.bend", [max(abs(way[s] - s) for s in STRENGTHS) for way in ways.values()])
+    )
+    flat["curve.identical_at_0"] = found.identical
+    return flat
+
+
+def _parts(name: str, parts: Mapping[str, study.PerConcept]) -> dict[str, Any]:
+    """`name.part.measure` of per-concept (or per-pair) values."""
+    flat: dict[str, Any] = {}
+    for part, per_concept in parts.items():
+        for measure_name in next(iter(per_concept.values()), {}):
+            values = [score[measure_name] for score in per_concept.values()]
+            flat.update(_with_interval(f"{name}.{part}.{measure_name}", values))
+    return flat
+
+
+def _wordings(found: Studies) -> dict[str, Any]:
+    flat = _parts("robust", found.wordings)
+    for wording, per_concept in found.wordings.items():
+        pairs = [score["concept"] for score in per_concept.values()], [score["name"] for score in per_concept.values()]
+        key = f"robust.{wording}.difference"
+        flat[key], flat[f"interval.{key}"] = mean([a - b for a, b in zip(*pairs)]), list(paired_interval(*pairs))
+        flat[f"counts.robust.{wording}"] = len(per_concept)
+    return flat
+
+
+def _diversity(found: Studies) -> dict[str, Any]:
+    """Distances between pictures of other seeds, and their share of the unsteered model's."""
+    flat = _parts("diversity", found.diversity)
+    plain = [score["distance"] for score in found.diversity.get("unsteered", {}).values()]
+    for method, per_concept in found.diversity.items():
+        made = [score["distance"] for score in per_concept.values()]
+        key = f"diversity.{method}.share"
+        flat[key] = mean(made) / mean(plain) if mean(plain) else float("nan")
+        flat[f"interval.{key}"] = list(ratio_interval(made, plain, paired=True))
+    return flat
+
+
+def _distance(session: Session) -> dict[str, Any]:
+    """How much less often the farthest quarter of concepts is named than the other three, for ours and for prompting:
+    1 - farthest / others."""
+    flat: dict[str, Any] = {}
+    order = sorted(session.result.heldout, key=lambda name: session.result.distances[name])
+    cut = len(order) * 3 // 4
+    for method in ("ours_text", "ours_image", "prompting"):
+        scores = session.result.scores.get(method, {})
+        if not scores or not cut:
+            continue
+        near, far = ([scores[name]["concept"] for name in part] for part in (order[:cut], order[cut:]))
+        low, high = ratio_interval(far, near, paired=False)
+        key = "distance.farthest_quarter_drop" + ("" if method == "ours_text" else f".{method}")
+        flat[key] = 1 - mean(far) / mean(near) if mean(near) else float("nan")
+        flat[f"interval.{key}"] = [1 - high, 1 - low]
+    return flat
+
+
+def _modality(session: Session) -> dict[str, Any]:
+    """Concept fidelity from pictures as a share of that from words; from words as a share of prompting's."""
+    flat: dict[str, Any] = {}
+    scores = session.result.scores
+    for key, above, below in (
+        ("modality.image_share", "ours_image", "ours_text"),
+        ("modality.images_4_share", "ours_images_4", "ours_text"),
+        ("share_of_prompting", "ours_text", "prompting"),
+    ):
+        if above in scores and below in scores:
+            pair = [[score["concept"] for score in scores[method].values()] for method in (above, below)]
+            flat[key] = mean(pair[0]) / mean(pair[1]) if mean(pair[1]) else float("nan")
+            flat[f"interval.{key}"] = list(ratio_interval(*pair, paired=True))
+    return flat
+
+
+def _preferences(session: Session) -> dict[str, Any]:
+    """preference.METHOD.JUDGE: share of pictures in which ours from words is preferred; times: "k times as often"."""
+    flat: dict[str, Any] = {}
+    if "ours_text" not in session.result.scores:
+        return flat
+    for method in COMPARED:
+        for judge, shares in study.preferences(session, method).items():
+            if shares:
+                key = f"preference.{method}.{judge}"
+                flat.update(_with_interval(key, list(shares.values())))
+                flat[f"{key}.times"] = flat[key] / (1 - flat[key]) if flat[key] < 1 else float("inf")
+                flat[f"preference.{method}.concepts"] = len(shares)
+    return flat
+
+
+def _cost(settings: ResultsSettings, session: Session) -> float:
+    """All work in network rows, roughly, for the progress bar."""
+    one, more, heldout = settings.evaluation, settings.studies, len(session.result.heldout)
+    rows = total_cost(one, heldout, len(session.result.fitted))
+    rows += total_cost(replace(one, world=0), heldout, len(session.result.fitted)) / 2
+    pictures = len(one.methods) * more.validation * len(GRID) * more.scenes + heldout * len(BEYOND) * one.prompts
+    pictures += heldout * more.scenes * (4 + 3) + more.pairs * 5 * more.scenes + heldout * more.seeds * len(VARIED)
+    return rows + pictures * one.steps

@@ -1,0 +1,193 @@
+"""The results page: every number has a source, nothing is missing, the same run gives the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hypertransport_core.commands import main, results
+from hypertransport_core.commands.results import settings_of
+from hypertransport_core.evaluation import charts, page as page_module, studies as studies_module
+from hypertransport_core.evaluation.bootstrap import ratio_interval
+from hypertransport_core.evaluation.measures import fresh_scenes
+from hypertransport_core.evaluation.methods import EVERY, Ridge, reference
+from hypertransport_core.evaluation.page_tables import TABLES
+from hypertransport_core.evaluation.page_text import TEMPLATE
+from hypertransport_core.evaluation.studies import Studies, pairs_of, typo
+from hypertransport_core.evaluation.truths import Renders, scene_truth
+from hypertransport_core.postcard.concepts import by_name, split
+from hypertransport_core.postcard.render import concept_index, render
+from hypertransport_core.postcard.coupling import place_of
+
+from small_postcard import write_world
+
+TINY = ["--concepts", "2", "--prompts", "2", "--fit-concepts", "0", "--fit-validation", "0", "--validation", "1"]
+TINY += ["--pairs", "1", "--quick", "--quiet", "--methods", "ours_text,ours_image,prompting,linear_act,mean_act"]
+CHANGING = ("seconds", "speed.")  # what the clock says
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sooner() -> Iterator[None]:
+    """Fewer steps, strengths and pictures of the world itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "QUICK", {**results.QUICK, "world": 0, "renders": 0, "steps": 1})
+        patch.setattr(studies_module, "GRID", (0.5, 1.0))
+        patch.setattr(studies_module, "BEYOND", (1.5,))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(weights, output) of a tiny run."""
+    pytest.importorskip("matplotlib")
+    weights, output = write_world(tmp_path_factory.mktemp("weights")), tmp_path_factory.mktemp("docs")
+    assert main(["results", "--weights", str(weights), "--output", str(output), *TINY]) == 0
+    return weights, output
+
+
+def numbers(output: Path) -> dict:
+    return json.loads((output / "results.json").read_text(encoding="utf-8"))
+
+
+def test_the_prose_holds_no_number_of_its_own() -> None:
+    prose = re.sub(r"\[\[[^\]]*\]\]|`[^`]*`|\]\([^)]*\)|95 % bootstrap|strength [01]\b|Strength 0|100 %", "", TEMPLATE)
+    assert not re.findall(r"[^\n]*\d[^\n]*", prose)
+
+
+def test_all_promised_keys_are_there(run: tuple[Path, Path]) -> None:
+    flat = numbers(run[1])
+    wanted = ["composition.both_present", "removal.gone", "distance.farthest_quarter_drop", "heldout.ours_text.monotone"]
+    wanted += [f"preference.{method}.{judge}" for method in ("prompting", "linear_act") for judge in ("network", "renderer")]
+    wanted += [f"best.{method}.joint" for method in ("ours_text", "ours_image", "prompting", "linear_act", "mean_act")]
+    wanted += ["robust.typo.concept", "diversity.prompting.share", "curve.ours_text.way.0.5", "modality.image_share"]
+    for key in wanted:
+        assert key in flat and f"interval.{key}" in flat, key
+    assert flat["curve.identical_at_0"] is True
+    assert flat["best.linear_act.strength"] in (0.5, 1.0) and flat["best.prompting.strength"] is None
+    assert flat["choice.linear_act.concepts"] and set(flat["choice.linear_act.concepts"]) <= set(split()["validation"])
+    assert flat["curve.ours_text.way.0"] in (0, None) and flat["curve.ours_text.way.1"] in (1, None)
+    assert "--concepts 2" in flat["command"] and str(run[0]) not in json.dumps(flat)
+
+
+def test_the_page_is_complete_and_names_only_known_keys(run: tuple[Path, Path]) -> None:
+    output, flat = run[1], numbers(run[1])
+    text = (output / "results.md").read_text(encoding="utf-8")
+    assert "[[" not in text and "]]" not in text and "nan" not in text.lower().split()
+    for name in re.findall(r"\]\(results/([\w.-]+)\)", text):
+        assert (output / "results" / name).stat().st_size > 1000, name
+    files = {path.name for path in (output / "results").iterdir()}
+    assert {"strength.png", "categories.png", "distance.png"} <= files  # others: an untrained judge finds nothing right
+    assert {"gallery-1.jpg", "best.jpg", "worst.jpg", "strength.jpg", "composition.jpg", "removal.jpg"} <= files
+    assert all(f"results/{name}" in text for name in files)
+    of_other_methods = ("lineas", "ours_images_4", "modality.images_4", "speed.", "fit.")
+    unknown = [key for key in page_module.keys_of() if key not in flat and not any(w in key for w in of_other_methods)]
+    assert not unknown
+    assert set(re.findall(r"\[\[table:(\w+)\]\]", TEMPLATE)) == set(TABLES)
+
+
+def test_all_charts_are_drawn_900_pixels_wide(run: tuple[Path, Path], tmp_path: Path) -> None:
+    flat = {key: 0.5 if value is None else value for key, value in numbers(run[1]).items()}
+    flat |= {key: [0.4, 0.7] for key in flat if key.startswith("interval.")}
+    drawn = charts.draw_all(flat, tmp_path)
+    assert drawn == ["methods.png", "strength.png", "choice.png", "categories.png", "distance.png"]
+    for name in drawn:
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width == 900 and picture.height < 900
+
+
+def test_numbers_on_the_page_are_those_of_the_file(run: tuple[Path, Path]) -> None:
+    flat = numbers(run[1])
+    changed = flat | {"heldout.ours_text.concept": 0.4321, "interval.heldout.ours_text.concept": [0.31, 0.57]}
+    assert "43 % (31 to 57)" in page_module.page(changed, []) and "43 % (31 to 57)" not in page_module.page(flat, [])
+    assert "not measured" in page_module.page({key: v for key, v in flat.items() if key != "removal.gone"}, [])
+    for path in (run[1] / "results.csv",):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert lines[0] == "key,value,low,high,command"
+        assert any(line.startswith("composition.both_present,") and "python -m" in line for line in lines)
+
+
+def test_the_same_run_gives_the_same_and_the_page_can_be_written_again(run: tuple[Path, Path], tmp_path: Path) -> None:
+    weights, output = run
+    assert main(["results", "--weights", str(weights), "--output", str(tmp_path), *TINY]) == 0
+    first, second = (
+        {key: value for key, value in numbers(folder).items() if not key.startswith(CHANGING)} for folder in (output, tmp_path)
+    )
+    assert first == second
+    for path in (output / "results").iterdir():
+        assert path.read_bytes() == (tmp_path / "results" / path.name).read_bytes(), path.name
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    (tmp_path / "results.md").unlink()
+    assert main(["results", "--output", str(tmp_path), "--page"]) == 0
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--methods", "magic"), ("--concepts", "0"), ("--pairs", "-1"), ("--page",), ("--prompts", "x")]
+)
+def test_refusals_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["results", "--output", str(tmp_path), *arguments]) == 2
+    text = capsys.readouterr().err.strip()
+    assert text.endswith(".") and "\n" not in text
+
+
+def test_unsteered_truth_is_read_from_prompt_and_noise() -> None:
+    scenes = fresh_scenes(30)
+    noise = torch.stack([torch.randn(48, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in scenes.seeds])
+    truth = scene_truth(scenes.prompts, scenes.subject, scenes.colour, noise)
+    for index, prompt in enumerate(scenes.prompts):
+        assert ("small" in prompt, "large" in prompt) == (truth.size[index] == 0, truth.size[index] == 2)
+        if not re.search(" (at|on|in) the ", prompt):
+            assert truth.place[index] == place_of(noise)[index]
+    assert truth.place[scenes.prompts.index(next(p for p in scenes.prompts if p.endswith("on the left")))] == 3
+    number = int(concept_index(["neon"])[0])
+    renders = Renders(truth)
+    exact = renders.near(renders.in_concept(number), number)
+    assert bool(exact.place.all()) and bool(exact.size.all()) and float(exact.error.max()) == 0
+    moved = replace(truth, place=(truth.place + 1) % 9, size=(truth.size + 1) % 3)
+    wrong = renders.near(render(moved), number)
+    assert not bool(wrong.place.any()) and float(wrong.error.min()) > 0
+    plain = render(truth)
+    assert torch.equal(renders.similarity(plain, plain), torch.ones(30)) and float(renders.similarity(plain, 1 - plain).max()) < 0.9
+
+
+def test_ridge_finds_a_line_and_shrinks_with_the_penalty() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 4, dtype=torch.float64, generator=generator)
+    y = x @ torch.randn(4, 3, dtype=torch.float64, generator=generator) + 2
+    assert torch.allclose(Ridge(x, y, 1e-12).predict(x), y, atol=1e-6)
+    assert torch.allclose(Ridge(x, y, 1e9).predict(x), y.mean(0).expand(50, -1), atol=1e-6)
+
+
+def test_ratio_interval_holds_the_ratio() -> None:
+    low, high = ratio_interval([0.4, 0.5, 0.6], [0.8, 1.0, 1.2], paired=True)
+    assert low == pytest.approx(0.5) and high == pytest.approx(0.5)
+    low, high = ratio_interval([0.1, 0.9, 0.4, 0.6], [1.0] * 4, paired=False)
+    assert low < 0.5 < high and ratio_interval([], [1.0], paired=False)[0] != ratio_interval([], [1.0], paired=False)[0]
+
+
+def test_choices_that_no_one_made() -> None:
+    pairs = pairs_of(split()["heldout"], 100)
+    assert len(set(pairs)) == 100 and all(by_name()[a].category != by_name()[b].category for a, b in pairs)
+    assert typo("teal mosaic") == "teal moasic" and typo("a b") == ""
+    assert torch.equal(reference("neon"), reference("neon", 0)) and not torch.equal(reference("neon"), reference("neon", 1))
+    studies = Studies(choice={"iti_c": {0.5: 0.2, 1.0: 0.2, 1.2: 0.1}, "lineas_1000": {0.5: 0.9, 1.0: 0.8}})
+    assert studies.strength("iti_c") == 1.0 and studies.strength("nearest") == 0.5 and studies.strength("ridge") == 1.0
+
+
+def test_quick_leaves_out_what_takes_minutes() -> None:
+    class Options:
+        quick, cache, methods, seed, concepts, prompts = True, None, None, 3, None, None
+        fit_concepts = fit_validation = validation = pairs = None
+
+    quick = settings_of(Options()).evaluation
+    assert "lineas_1000" not in quick.methods and quick.seed == 3 and quick.concepts == 12
+    Options.quick = False
+    assert settings_of(Options()).evaluation.methods == EVERY

@@ -13,9 +13,11 @@ from typing import NoReturn
 from ..files import FileError
 
 COMMANDS: dict[str, str] = {
+    "bench": "measure what predicting, fitting, steering and training cost, as ratios within one run",
     "concepts": "list, show and check the shipped concepts or a list of your own",
     "demo": "make pictures steered by concepts, at several strengths, on one labelled sheet",
     "evaluate": "measure steering on held-out concepts against prompting and per-concept fits",
+    "results": "write the results page: every claim measured again, with tables, charts and pictures",
     "sites": "count and list the places of a model family that can be steered",
 }
 USER_ERROR, INTERRUPTED, BUG = 2, 130, 1

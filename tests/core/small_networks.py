@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hypertransport_core.postcard.unet import PostcardUNet, UNetConfig
-from hypertransport_core.sites import Site, total_channels
+from hypertransport_core.sites import Site, find_sites, total_channels
+from hypertransport_core.steering import Steering
 from hypertransport_core.transport import TransportMaps
 
 
@@ -107,3 +108,20 @@ def traces(network: nn.Module) -> list[str]:
     """Modules on which something was left behind: an instance attribute `forward`, or hooks."""
     return [name for name, m in network.named_modules()
             if "forward" in m.__dict__ or m._forward_hooks or m._forward_pre_hooks]
+
+
+def network_case(name: str) -> tuple[nn.Module, tuple[Tensor, ...], tuple[Site, ...]]:
+    """The "unet" or the "dit", inputs of batch 3 for it, and all of its sites."""
+    if name == "unet":
+        network, inputs = small_unet(), unet_inputs(3)
+    else:
+        network, inputs = small_dit(), (torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0)),)
+    return network, inputs, find_sites(network, "everything")
+
+
+def steered(network: nn.Module, inputs: tuple, *steerings: Steering, **options) -> torch.Tensor:
+    """One call with steerings nested in order."""
+    if not steerings:
+        return network(*inputs)
+    with steerings[0].installed(network, **options):
+        return steered(network, inputs, *steerings[1:], **options)

@@ -6,21 +6,12 @@ import weakref
 
 import pytest
 import torch
-from small_networks import random_maps, small_dit, small_unet, traces, unet_inputs
+from small_networks import network_case, random_maps, small_dit, steered, traces
 from torch import nn
 
-from hypertransport_core.masks import mask_for, token_grid
 from hypertransport_core.sites import SITE_KINDS, Site, SiteError, find_sites, site_module
 from hypertransport_core.steering import Envelope, Steering, SteeringError, depth_factors, shadowed
 from hypertransport_core.transport import TransportMaps
-
-
-def steered(network: nn.Module, inputs: tuple, *steerings: Steering, **options) -> torch.Tensor:
-    """One call with steerings nested in order."""
-    if not steerings:
-        return network(*inputs)
-    with steerings[0].installed(network, **options):
-        return steered(network, inputs, *steerings[1:], **options)
 
 
 def hooked(network: nn.Module, inputs: tuple, maps: TransportMaps, strength: float) -> torch.Tensor:
@@ -45,11 +36,7 @@ def hooked(network: nn.Module, inputs: tuple, maps: TransportMaps, strength: flo
 @pytest.fixture(params=["unet", "dit"])
 def case(request) -> tuple[nn.Module, tuple, tuple[Site, ...]]:
     """A network, inputs of batch 3 and all of its sites."""
-    if request.param == "unet":
-        network, inputs = small_unet(), unet_inputs(3)
-    else:
-        network, inputs = small_dit(), (torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(0)),)
-    return network, inputs, find_sites(network, "everything")
+    return network_case(request.param)
 
 
 # what is computed
@@ -237,108 +224,6 @@ def test_off_means_nothing_is_installed(name):
     assert torch.equal(out, network(x))
 
 
-# where
-
-
-def test_mask_steers_inside_only():
-    network, z = nn.Module(), torch.randn(2, 3, 4, 6)
-    network.site = nn.Identity()
-    maps = random_maps([Site("site", "convolution", 3, 1)], amount=0.5)
-    mask = torch.zeros(8, 12)
-    mask[:, :6] = 1
-    with Steering(maps).installed(network):
-        full = network.site(z)
-    with Steering(maps, mask=mask).installed(network):
-        half = network.site(z)
-    assert torch.equal(half[..., :3], full[..., :3]) and torch.equal(half[..., 3:], z[..., 3:])
-
-
-def test_mask_is_a_factor_on_the_strength(case):
-    network, inputs, sites = case
-    maps = random_maps(sites)
-    got = steered(network, inputs, Steering(maps, 0.8, mask=torch.full((8, 8), 0.25)))
-    torch.testing.assert_close(got, steered(network, inputs, Steering(maps, 0.2)))
-    everywhere = steered(network, inputs, Steering(maps, mask=torch.ones(8, 8)))
-    assert torch.equal(everywhere, steered(network, inputs, Steering(maps)))
-
-
-def test_masks_differ_by_row_and_meet_row_choice(case):
-    network, inputs, sites = case
-    maps = random_maps(sites)
-    mask = torch.stack([torch.zeros(8, 8), torch.ones(8, 8), torch.ones(8, 8)])
-    got = steered(network, inputs, Steering(maps, mask=mask), rows=torch.tensor([True, True, False]))
-    base, full = network(*inputs), steered(network, inputs, Steering(maps))
-    torch.testing.assert_close(got, torch.stack([base[0], full[1], base[2]]))
-    assert torch.equal(got[2], base[2])
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_masks_keep_the_dtype(dtype):
-    network = small_unet().to(dtype)
-    x, t, context = unet_inputs()
-    inputs = (x.to(dtype), t, context.to(dtype))
-    maps = random_maps(find_sites(network, "all"))
-    mask = torch.zeros(8, 8)
-    mask[2:5] = 0.5
-    assert steered(network, inputs, Steering(maps, mask=mask)).dtype == dtype
-
-
-@pytest.mark.parametrize(("tokens", "size", "grid"), [
-    (64, (8, 8), (8, 8)), (16, (512, 512), (4, 4)), (96, (512, 768), (8, 12)), (24, (4, 6), (4, 6)),
-    (54, (2, 3), (6, 9)), (289, (33, 33), (17, 17)), (117, (33, 50), (9, 13)), (77, (64, 64), None),
-    (65, (64, 64), None), (8, (64, 64), None),
-])
-def test_grids_of_tokens(tokens, size, grid):
-    assert token_grid(tokens, *size) == grid
-
-
-def test_tokens_are_laid_out_row_by_row():
-    mask = torch.zeros(2, 4)
-    mask[0, 3] = 1
-    laid = mask_for(torch.zeros(1, 8, 5), Site("site", "mlp", 5), mask)
-    assert laid.shape == (1, 8, 1) and laid.flatten().tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
-
-
-def test_frames_of_a_video_each_have_the_grid():
-    mask = torch.zeros(2, 4)
-    mask[0, 3] = 1
-    site = Site("blocks.0.ffn", "mlp", 5)
-    laid = mask_for(torch.zeros(1, 32, 5), site, mask, frames=4)
-    assert laid.shape == (1, 32, 1) and laid.flatten().tolist() == [0, 0, 0, 1, 0, 0, 0, 0] * 4
-    assert mask_for(torch.zeros(1, 30, 5), site, mask, frames=4) is None
-
-
-def test_joint_blocks_have_a_grid_after_their_text():
-    mask = torch.zeros(2, 4)
-    mask[0, 3] = 1
-    site, z = Site("single_blocks.0.linear2", "mlp", 5), torch.zeros(1, 11, 5)
-    assert mask_for(z, site, mask) is None and mask_for(torch.zeros(1, 8, 5), site, mask) is None
-    laid = mask_for(z, site, mask, text_tokens=3)
-    assert laid.shape == (1, 11, 1) and laid.flatten().tolist() == [0] * 6 + [1] + [0] * 4
-    assert mask_for(torch.zeros(1, 8, 5), Site("blocks.0.mlp", "mlp", 5), mask, text_tokens=3).shape == (1, 8, 1)
-
-
-def test_a_mask_can_be_given_per_call():
-    network, z = nn.Module(), torch.randn(2, 8, 3)
-    network.site = nn.Identity()
-    steering = Steering(random_maps([Site("site", "mlp", 3)], amount=0.5))
-    own = Steering(steering.maps, mask=torch.eye(4)[:2])
-    with own.installed(network):
-        expected = network.site(z)
-    with steering.installed(network, mask=torch.eye(4)[:2]):
-        assert torch.equal(network.site(z), expected)
-    with own.installed(network, mask=torch.eye(4)[:2].flip(0)):
-        assert not torch.equal(network.site(z), expected)
-
-
-def test_sites_without_a_picture_grid_are_left_alone_under_a_mask():
-    mask = torch.ones(4, 4)
-    assert mask_for(torch.zeros(1, 17, 5), Site("blocks.0.mlp", "mlp", 5), mask) is None
-    assert mask_for(torch.zeros(1, 16, 5), Site("double_blocks.0.txt_mlp", "mlp", 5), mask) is None
-    assert mask_for(torch.zeros(1, 5), Site("blocks.0.mlp", "mlp", 5), mask) is None
-    assert mask_for(torch.zeros(1, 5, 2, 4, 4), Site("a", "convolution", 5, 1), mask) is None
-
-
 # nothing stays
 
 
@@ -415,106 +300,6 @@ def test_one_steering_on_two_networks_at_once():
     with steering.installed(first), steering.installed(second):
         a, b = first(x), second(x)
     assert torch.equal(a, b) and torch.equal(a, steered(first, (x,), steering))
-
-
-# training, caching, compiling
-
-
-@pytest.mark.parametrize("strength", [0.5, torch.tensor([0.5, 0.0, 1.0])], ids=["one", "per row"])
-def test_gradients_reach_the_maps(strength):
-    network, x = small_dit(), torch.randn(3, 16, 8)
-    sites = find_sites(network, "all")
-    base = random_maps(sites, rows=3)
-    leaf = base.scale.clone().requires_grad_(), base.shift.clone().requires_grad_()
-    maps = TransportMaps(sites, *leaf)
-    loss = steered(network, (x,), Steering(maps, strength), batch=3).square().mean()
-    loss.backward()
-    for tensor in leaf:
-        assert torch.isfinite(tensor.grad).all()
-        assert (tensor.grad.abs().sum(1) > 0).tolist() == [True, isinstance(strength, float), True]
-    direction, eps = torch.randn_like(base.scale), 1e-2
-    ends = []
-    for sign in (-1, 1):
-        moved = TransportMaps(sites, base.scale + sign * eps * direction, base.shift)
-        ends.append(steered(network, (x,), Steering(moved, strength), batch=3).square().mean())
-    torch.testing.assert_close((leaf[0].grad * direction).sum(), (ends[1] - ends[0]) / (2 * eps), rtol=2e-2, atol=1e-5)
-
-
-def test_trained_maps_are_read_anew_each_time():
-    network, x = small_dit(), torch.randn(1, 16, 8)
-    sites = find_sites(network)
-    maps = TransportMaps(sites, torch.ones(1, 48, requires_grad=True), torch.zeros(1, 48, requires_grad=True))
-    steering = Steering(maps)
-    before = steered(network, (x,), steering)
-    with torch.no_grad():
-        maps.shift.add_(1.0)
-    assert not torch.allclose(before, steered(network, (x,), steering)) and not steering._cache
-
-
-def test_a_learned_strength_gets_a_gradient_even_at_zero():
-    network, x = small_dit(), torch.randn(1, 16, 8)
-    strength = torch.zeros(1, requires_grad=True)
-    steered(network, (x,), Steering(random_maps(find_sites(network)), strength)).sum().backward()
-    assert strength.grad.abs() > 0
-
-
-def test_coefficients_are_reused_and_the_cache_stays_small():
-    network, x = small_dit(), torch.randn(4, 16, 8)
-    steering = Steering(random_maps(find_sites(network), rows=2))
-    for rows in ([0, 1, 0, 1], [0, 1, 0, 1], [1, 1, 0, -1]):
-        steered(network, (x,), steering, rows=torch.tensor(rows))
-    assert len(steering._cache) == 2
-    for i in range(40):
-        steered(network, (x,), steering, rows=torch.tensor([int(b) for b in f"{i % 16:04b}"]))
-    assert len(steering._cache) <= 8
-
-
-def test_inference_mode_does_not_spoil_later_training():
-    network, x = small_dit(), torch.randn(1, 16, 8, requires_grad=True)
-    steering = Steering(random_maps(find_sites(network)))
-    with torch.inference_mode():
-        steered(network, (torch.randn(1, 16, 8),), steering)
-    steered(network, (x,), steering).sum().backward()
-    assert torch.isfinite(x.grad).all()
-
-
-@pytest.mark.parametrize("whole", [True, False], ids=["whole network", "each block"])
-def test_compiled_gives_the_same_picture(whole):
-    """The graph is traced unsteered first: forward hooks would be ignored from then on."""
-    torch._dynamo.reset()
-    network, x = small_dit(depth=1), torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(1))
-    sites = find_sites(network, "all")
-    a, b, rows = random_maps(sites, seed=1), random_maps(sites, seed=2), random_maps(sites, rows=2, seed=3)
-    flags = torch.tensor([False, True])
-    mask = torch.zeros(4, 4)
-    mask[:2] = 1
-    cases = [((), {}), ((Steering(a),), {}), ((), {}), ((Steering(b, 0.4),), {}), ((Steering(a), Steering(b)), {}),
-             ((Steering(rows),), {}), ((Steering(a),), {"rows": flags}), ((Steering(a, mask=mask),), {}), ((), {})]
-    with torch.no_grad():
-        expected = [steered(network, (x,), *steerings, **options) for steerings, options in cases]
-        if whole:
-            compiled = torch.compile(network, backend="eager")
-        else:
-            compiled = network
-            network.blocks[0] = torch.compile(network.blocks[0], backend="eager")
-        for (steerings, options), picture in zip(cases, expected):
-            torch.testing.assert_close(steered(compiled, (x,), *steerings, **options), picture)
-    assert traces(network) == ([] if whole else ["blocks.0"])  # the compile wrapper has a forward of its own
-    torch._dynamo.reset()
-
-
-def test_another_map_or_strength_needs_no_new_graph():
-    torch._dynamo.reset()
-    network, x = small_dit(depth=1), torch.randn(2, 16, 8)
-    sites = find_sites(network)
-    compiled = torch.compile(network, backend="eager")
-    with torch.no_grad():
-        steered(compiled, (x,), Steering(random_maps(sites)))
-        torch._dynamo.utils.counters.clear()
-        for seed in (1, 2):
-            steered(compiled, (x,), Steering(random_maps(sites, seed=seed), 0.3 * seed))
-    assert torch._dynamo.utils.counters["stats"].get("unique_graphs", 0) == 0
-    torch._dynamo.reset()
 
 
 # words

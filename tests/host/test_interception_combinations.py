@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pack import pack_module
+from steering_checks import identically, off, steer
 
 CFG = 3.0
 ONE_STEP = {"steps": 1}
@@ -24,22 +24,6 @@ def either(request) -> Any:
     from tiny_hosts import tiny_host
 
     return tiny_host(request.param)
-
-
-def steer(model: Any, maps: Any, strength: Any = 1.0, **options: Any) -> Any:
-    return pack_module("nodes.interception").steer_model(model, maps, strength, **options)
-
-
-def off(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
-
-
-def identically(tiny: Any, model: Any) -> Any:
-    """The model with identity maps installed, which `steer_model` would leave out."""
-    interception = pack_module("nodes.interception")
-    steering = interception.LiveSteering(tiny.identity(), scope="positive")
-    steering.stretches.append(interception.Stretch(0.0, 1.0, interception.Steering(tiny.identity().steps[0])))
-    return interception.install(model, steering)
 
 
 def check_scopes(tiny: Any, model: Any, **run: Any) -> None:
@@ -294,110 +278,3 @@ def test_other_samplers(unet, sampler):
     early, late = steer(unet.model, maps, end_percent=0.4), {"start_percent": 0.4}
     full = unet.sample(steer(unet.model, maps), **run)
     assert torch.equal(unet.sample(steer(early, maps, **late), **run), full) and off(full, unet.sample(**run)) > 1e-4
-
-
-# where weights lie and in what
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
-def test_weights_in_few_bits_with_manual_cast(dtype):
-    """Computed in fp32 from 16 or 8 bit weights: the same as from fp32 weights of these values; and they stay so."""
-    from tiny_hosts import TinyHost, build
-
-    few = TinyHost("sd15", build("sd15", getattr(torch, dtype), torch.float32))
-    same = TinyHost("sd15", build("sd15"))
-    same.network.load_state_dict({name: value.float() for name, value in few.network.state_dict().items()})
-    maps = few.maps()
-    assert torch.equal(few.sample(identically(few, few.model)), few.sample())
-    assert off(few.sample(steer(few.model, maps)), same.sample(steer(same.model, maps))) < 1e-5
-    assert {p.dtype for p in few.network.parameters()} == {getattr(torch, dtype)}
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_computing_in_half_precision(dtype):
-    from tiny_hosts import TinyHost, build
-
-    half, full = TinyHost("flux", build("flux", dtype)), TinyHost("flux", build("flux"))
-    maps = half.maps(amount=0.3)
-    assert torch.equal(half.sample(identically(half, half.model)), half.sample())
-    picture, exact, base = half.sample(steer(half.model, maps)), full.sample(steer(full.model, maps)), full.sample()
-    assert off(picture, exact) < 0.2 * off(base, exact)
-    assert {p.dtype for p in half.network.parameters()} == {dtype}
-
-
-def test_partly_loaded_models(unet, monkeypatch):
-    import comfy.model_management
-
-    maps = unet.maps()
-    steered = steer(unet.model, maps)
-    folded = steer(unet.model, maps, mode="folded")
-    pictures = [unet.sample(), unet.sample(steered), unet.sample(folded)]
-    for model, picture in zip((unet.model, steered, folded), pictures):
-        comfy.model_management.unload_all_models()
-        with monkeypatch.context() as patch:
-            patch.setattr(comfy.model_management, "load_models_gpu", lambda *args, **kwargs: None)
-            model.patch_model(torch.device("cpu"), lowvram_model_memory=unet.model.model_size() // 2)
-            casting = sum(getattr(m, "comfy_cast_weights", False) for m in unet.network.modules())
-            again = unet.sample(model)
-        model.unpatch_model(torch.device("cpu"))
-        assert casting > 10 and off(again, picture) < 1e-6
-    assert torch.equal(unet.sample(), pictures[0])
-
-
-def test_steered_models_alternate_unload_and_return(unet):
-    import comfy.model_management
-
-    models = [
-        unet.model,
-        steer(unet.model, unet.maps()),
-        steer(unet.model, unet.maps(seed=2), mode="folded"),
-        steer(unet.model, unet.maps(seed=3), 0.5, scope="positive"),
-    ]
-    pictures = [unet.sample(model) for model in models]
-    for order in ((3, 1, 0, 2), (2, 0, 1, 3)):
-        for index in order:
-            assert torch.equal(unet.sample(models[index]), pictures[index])
-        comfy.model_management.unload_all_models()
-    assert unet.traces() == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("pixart", ""),
-        ("pixart", ".blocks.0"),
-        ("flux", ""),
-        ("flux", ".double_blocks.0"),
-        ("sd15", ".input_blocks.1.1.transformer_blocks.0"),
-    ],
-)
-def test_compiled_models(name, key):
-    """Traced unsteered first: forward hooks would be ignored from then on, without a word."""
-    import torch._dynamo
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-    from tiny_hosts import TinyHost, build
-
-    torch._dynamo.reset()
-    tiny = TinyHost(name, build(name))
-    a, b, run = tiny.maps(seed=1), tiny.maps(seed=2), {"steps": 2, "cfg": 1.0}
-    makers = [
-        lambda m: m,
-        lambda m: steer(m, a),
-        lambda m: m,
-        lambda m: steer(m, b, 0.5),
-        lambda m: steer(steer(m, a), b),
-        lambda m: steer(m, a, end_percent=0.5),
-        lambda m: steer(m, a, mask=torch.eye(16)),
-        lambda m: m,
-    ]
-    expected = [tiny.sample(make(tiny.model), **run) for make in makers]
-    compiled = tiny.model.clone()
-    set_torch_compile_wrapper(compiled, backend="eager", keys=["diffusion_model" + key])
-    for make, picture in zip(makers, expected):
-        assert off(tiny.sample(make(compiled), **run), picture) < 1e-5
-    assert tiny.traces() == []
-    last = steer(tiny.model, a)
-    set_torch_compile_wrapper(last, backend="eager", keys=["diffusion_model" + key])
-    assert off(tiny.sample(last, **run), expected[1]) < 1e-5
-    torch._dynamo.reset()

@@ -27,7 +27,7 @@ def by_sites(subject: Subject, repeats: int) -> dict[str, Any]:
         count = max(1, round(share * len(first.sites)))
         chosen = [first.sites[number * len(first.sites) // count] for number in range(count)]
         cases[str(count)] = calling(first.onto(chosen))
-    times = interleaved(cases, repeats, subject.device)
+    times = interleaved(cases, repeats, subject.clock)
     found: dict[str, Any] = {}
     for name in list(times)[1:]:
         found |= spread(f"growth.sites.{name}.live_over_unsteered", ratio(times[name], times["plain"]))
@@ -43,9 +43,11 @@ def by_rows(subject: Subject, repeats: int, rows: Sequence[int]) -> dict[str, An
         maps = TransportMaps(first.sites, first.scale.repeat(count, 1), first.shift.repeat(count, 1))
         calling = _caller(subject, count)
         cases[f"plain {count}"], cases[f"live {count}"] = calling(None), calling(maps)
-    times = interleaved(cases, repeats, subject.device)
+    times = interleaved(cases, repeats, subject.clock)
     for count in rows:
-        found |= spread(f"growth.rows.{count}.live_over_unsteered", ratio(times[f"live {count}"], times[f"plain {count}"]))
+        found |= spread(
+            f"growth.rows.{count}.live_over_unsteered", ratio(times[f"live {count}"], times[f"plain {count}"])
+        )
         per_row = [value / count for value in times[f"live {count}"]]
         found |= spread(f"growth.rows.{count}.live_row_over_one", ratio(per_row, times[f"live {rows[0]}"]))
     return found
@@ -55,12 +57,12 @@ def by_channels(subject: Subject, repeats: int, channels: Sequence[int]) -> dict
     """A hypernetwork of the default widths that predicts maps of so many channels, over the one of the fewest."""
     cases: dict[str, Any] = {}
     found: dict[str, Any] = {}
-    embedding = torch.randn(1, 768, device=subject.device)
+    embedding = torch.randn(1, 768, device=subject.clock.device)
     for count in channels:
-        network = MLPHypernetwork([Site("site", "mlp", count)], 768).eval().to(subject.device)
+        network = MLPHypernetwork([Site("site", "mlp", count)], 768).eval().to(subject.clock.device)
         found[f"growth.channels.{count}.parameters"] = sum(parameter.numel() for parameter in network.parameters())
         cases[str(count)] = lambda network=network: _predict(network, embedding)
-    times = interleaved(cases, repeats, subject.device)
+    times = interleaved(cases, repeats, subject.clock)
     for count in channels:
         fewest = times[str(channels[0])]
         found |= spread(f"growth.channels.{count}.predict_seconds", times[str(count)])
@@ -77,7 +79,7 @@ def by_concepts(subject: Subject, repeats: int, concepts: Sequence[int]) -> dict
         cases[str(count)] = lambda names=names: pipeline.maps([pipeline.embed_text(name) for name in names])
         embeddings = [pipeline.embed_text(name) for name in names]
         cases[f"hypernetwork {count}"] = lambda embeddings=embeddings: pipeline.maps(embeddings)
-    times = interleaved(cases, repeats, subject.device)
+    times = interleaved(cases, repeats, subject.clock)
     found: dict[str, Any] = {}
     for count in concepts:
         for prefix, key in (("", "predict_each_over_one"), ("hypernetwork ", "hypernetwork_each_over_one")):
@@ -101,7 +103,9 @@ def _caller(subject: Subject, rows: int) -> Callable[[TransportMaps | None], Cal
 
         @torch.no_grad()
         def call() -> None:
-            with nullcontext() if steering is None else steering.installed(backbone.network, noise_level=1.0, batch=rows):
+            with (
+                nullcontext() if steering is None else steering.installed(backbone.network, noise_level=1.0, batch=rows)
+            ):
                 backbone.denoise(x, 1.0, conditioning)
 
         return call

@@ -19,7 +19,7 @@ KEYS: dict[str, str] = {
     "ratio.live_over_unsteered*": "a picture steered live ÷ one unsteered",
     "ratio.folded_over_unsteered*": "a picture from weights with the maps folded in ÷ one unsteered",
     "ratio.collect_over_calls*": "collecting a concept ÷ the calls of the untouched network in it",
-    "ratio.train_paired_over_calls*": "a training step of the paired recipe ÷ one call of the untouched network on its rows",
+    "ratio.train_paired_over_calls*": "a training step, paired recipe ÷ a call of the untouched network on its rows",
     "ratio.train_faithful_over_calls*": "the same of the faithful recipe",
     "ratio.maps_over_model_bytes": "maps of one concept ÷ weights of the model, in memory",
     "predict.seconds*": "words to installed maps",
@@ -59,6 +59,7 @@ KEYS: dict[str, str] = {
     "about.python": "version",
     "about.system": "system and processor",
     "about.device": "where it was measured",
+    "about.clock": "wall clock, or processor time of this process",
     "about.threads": "threads of torch",
     "about.repeats": "rounds of each measurement; fits, concepts and steps have fewer",
     "about.sites": "sites of the hypernetwork",
@@ -99,10 +100,16 @@ def table(flat: Mapping[str, Any]) -> str:
         name = key.removesuffix("*")
         if "N" in key.split(".") or name.startswith("about") or name in ("seconds", "fit.extrapolated"):
             continue
-        values = [flat.get(f"{name}.{part}") for part in ("median", "min", "max")] if key.endswith("*") else [flat.get(name)]
+        values = (
+            [flat.get(f"{name}.{part}") for part in ("median", "min", "max")] if key.endswith("*") else [flat.get(name)]
+        )
         if values[0] is None:
             continue
-        note = " (extrapolated)" if flat.get("fit.extrapolated") and name in ("fit.seconds", "ratio.fit_over_predict") else ""
+        note = (
+            " (extrapolated)"
+            if flat.get("fit.extrapolated") and name in ("fit.seconds", "ratio.fit_over_predict")
+            else ""
+        )
         cells = [_written(name, value) for value in values]
         lines.append(f"| {meaning}{note} | {' | '.join(cells + [''] * (3 - len(cells)))} |")
     return "\n".join(lines)
@@ -127,15 +134,18 @@ def draw_growth(path: Path, flat: Mapping[str, Any]) -> bool:
     except ImportError:
         return False
     figure = Figure(figsize=(9, 6.8), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)  # type: ignore[union-attr]
     for axes, (what, across, up, series) in zip(figure.subplots(2, 2).flat, PANELS):
         factor = 1000 if up.endswith("ms") else 1
         for (measure, label), colour, marker in zip(series, COLOURS, "os"):
             points = _points(flat, what, measure)
-            values = {part: [factor * flat[f"growth.{what}.{n}.{measure}.{part}"] for n in points] for part in
-                      ("median", "min", "max")}
-            bars = [[m - low for m, low in zip(values["median"], values["min"])],
-                    [high - m for m, high in zip(values["median"], values["max"])]]
+            values = {
+                part: [factor * flat[f"growth.{what}.{n}.{measure}.{part}"] for n in points]
+                for part in ("median", "min", "max")
+            }
+            bars = [
+                [m - low for m, low in zip(values["median"], values["min"])],
+                [high - m for m, high in zip(values["median"], values["max"])],
+            ]
             axes.errorbar(points, values["median"], bars, color=colour, marker=marker, capsize=3, label=label)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
@@ -149,13 +159,18 @@ def draw_growth(path: Path, flat: Mapping[str, Any]) -> bool:
         if len(series) > 1:
             axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"Growth of costs: median, smallest and largest of {flat['about.repeats']} rounds "
-                    f"({flat['about.device']}, {flat['about.threads']} threads)", fontsize=11)
+    figure.suptitle(
+        f"Growth of costs: median, smallest and largest of {flat['about.repeats']} rounds "
+        f"({flat['about.device']}, {flat['about.threads']} thread{'s' * (flat['about.threads'] != 1)}, "
+        f"{flat['about.clock']})",
+        fontsize=11,
+    )
     try:
         figure.savefig(path)
     except OSError as error:
-        raise FileError(f"{path} cannot be written ({error.strerror}), expected a place for the plot: choose another "
-                        "--json") from error
+        raise FileError(
+            f"{path} cannot be written ({error.strerror}), expected a place for the plot: choose another --json"
+        ) from error
     return True
 
 

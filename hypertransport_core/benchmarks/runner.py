@@ -17,15 +17,18 @@ from ..pipeline import Pipeline
 from ..transport import TransportMaps
 from . import growth
 from .steering_costs import Subject, fitting, predicting, sampling
+from .timing import Clock
 from .training_costs import training
 
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How much is measured. repeats: rounds of quick things; fits: of a whole fit (or of its extrapolation); whole_fit:
-    1000 steps instead of a few; concepts, steps: collected and trained; rows, at_once, channels: rows of a call, concepts
-    predicted in one go and channels of a hypernetwork, from the fewest on, for the curves of growth; training: settings
-    changed in the short training, for tests.
+    """How much is measured.
+
+    repeats: rounds of quick things; fits: of a whole fit (or of its extrapolation); whole_fit: 1000 steps instead of a
+    few; concepts, steps: collected and trained; rows, at_once, channels: rows of a call, concepts predicted in one go
+    and channels of a hypernetwork, from the fewest on, for the curves of growth; training: settings changed in the
+    short training, for tests.
     """
 
     repeats: int = 15
@@ -50,16 +53,19 @@ def bench(
     *,
     hypernetwork: str | None = None,
     device: torch.device | str = "cpu",
+    processor_time: bool = False,
     tell: Callable[[str], None] = lambda part: None,
 ) -> dict[str, Any]:
-    """Measure the Postcard world of a weights folder; flat keys, see `report.KEYS`. `tell` hears what is measured next.
+    """Measure the Postcard world of a weights folder; flat keys, see `report.KEYS`. processor_time:
+    see `timing.Clock`; tell: hears what is measured next.
 
     Raises FileError for weights that are missing or do not fit.
     """
     started, device = time.monotonic(), torch.device(device)
     pipeline = Pipeline.load(folder, hypernetwork=hypernetwork, device=device)
-    subject, repeats = Subject.of(pipeline, device), settings.repeats
-    found = {**_about(pipeline, device, settings), **_sizes(subject)}
+    clock = Clock(device, processor_time)
+    subject, repeats = Subject.of(pipeline, clock), settings.repeats
+    found = {**_about(pipeline, clock, settings), **_sizes(subject)}
     parts: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         ("predicting", lambda: predicting(subject, repeats)),
         ("sampling", lambda: sampling(subject, repeats)),
@@ -68,7 +74,10 @@ def bench(
         ("growth with concepts", lambda: growth.by_concepts(subject, repeats, settings.at_once)),
         ("growth with channels", lambda: growth.by_channels(subject, repeats, settings.channels)),
         ("fitting", lambda: fitting(subject, settings.fits, settings.whole_fit)),
-        ("collecting and training", lambda: training(folder, device, settings.concepts, settings.steps, **settings.training)),
+        (
+            "collecting and training",
+            lambda: training(folder, clock, settings.concepts, settings.steps, **settings.training),
+        ),
     ]
     for name, part in parts:
         tell(name)
@@ -80,14 +89,16 @@ def bench(
     return found
 
 
-def _about(pipeline: Pipeline, device: torch.device, settings: BenchSettings) -> dict[str, Any]:
+def _about(pipeline: Pipeline, clock: Clock, settings: BenchSettings) -> dict[str, Any]:
     assert pipeline.hypernetwork is not None
+    device = clock.device
     return {
         "about.version": __version__,
         "about.torch": torch.__version__,
         "about.python": platform.python_version(),
         "about.system": f"{platform.system()} {platform.machine()}",
         "about.device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "about.clock": "processor time" if clock.processor else "wall clock",
         "about.threads": torch.get_num_threads(),
         "about.repeats": settings.repeats,
         "about.sites": len(pipeline.hypernetwork.sites),

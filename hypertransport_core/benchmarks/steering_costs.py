@@ -14,7 +14,7 @@ from ..folding import fold_maps
 from ..pipeline import Pipeline, StepMaps, steerings
 from ..postcard.captions import in_concept, scene_prompts
 from ..transport import TransportMaps
-from .timing import Seconds, interleaved, ratio, spread
+from .timing import Clock, Seconds, interleaved, ratio, spread
 
 CONCEPT, SCENE, SEED = "watercolor", "a red house", 7
 FIT_STEPS, FIT_SAMPLES, FIT_BATCH = 1000, 32, 8  # as in the evaluation
@@ -23,16 +23,16 @@ SHORT_FITS = (1, 5)  # optimisation steps from which the time of a whole fit is 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a pipeline, where it computes, and maps of one concept."""
+    """What is measured: a pipeline, by which clock, and maps of one concept."""
 
     pipeline: Pipeline
-    device: torch.device
+    clock: Clock
     maps: StepMaps
 
     @classmethod
-    def of(cls, pipeline: Pipeline, device: torch.device) -> Subject:
+    def of(cls, pipeline: Pipeline, clock: Clock) -> Subject:
         """With maps predicted for one concept."""
-        return cls(pipeline, device, pipeline.maps(pipeline.embed_text(CONCEPT)))
+        return cls(pipeline, clock, pipeline.maps(pipeline.embed_text(CONCEPT)))
 
     def install(self, strength: float = 1.0, maps: StepMaps | None = None) -> None:
         """Steering made anew, installed on the network and taken away."""
@@ -54,7 +54,7 @@ def predicting(subject: Subject, repeats: int) -> dict[str, Any]:
             "install_seconds": subject.install,
         },
         repeats,
-        subject.device,
+        subject.clock,
     )
     return _all_spreads("predict", times)
 
@@ -80,11 +80,11 @@ def fitting(subject: Subject, repeats: int, whole: bool) -> dict[str, Any]:
     predict()
     few, more = SHORT_FITS
     if whole:
-        times = interleaved({"predict": predict, "fit": lambda: fit(FIT_STEPS)}, repeats, subject.device, 0)
+        times = interleaved({"predict": predict, "fit": lambda: fit(FIT_STEPS)}, repeats, subject.clock, 0)
         seconds, per_step = times["fit"], [value / FIT_STEPS for value in times["fit"]]
     else:
         cases = {"few": lambda: fit(few), "predict": predict, "more": lambda: fit(more)}
-        times = interleaved(cases, repeats, subject.device, 0)
+        times = interleaved(cases, repeats, subject.clock, 0)
         per_step = [max(0.0, (b - a) / (more - few)) for a, b in zip(times["few"], times["more"])]
         seconds = [a + (FIT_STEPS - few) * step for a, step in zip(times["few"], per_step)]
     return {
@@ -114,10 +114,12 @@ def sampling(subject: Subject, repeats: int) -> dict[str, Any]:
         "encode": lambda: pipeline.embed_text(CONCEPT),
         "install": subject.install,
     }
-    if isinstance(subject.maps, TransportMaps):  # one set of maps for all steps; several do not fit into one set of weights
+    if isinstance(
+        subject.maps, TransportMaps
+    ):  # one set of maps for all steps; several do not fit into one set of weights
         folded = _Folded(backbone, subject.maps)
         cases |= {"folded": lambda: sample(folded.backbone), "slider_folded": lambda: folded.set(next(strengths))}
-    times = interleaved(cases, repeats, subject.device)
+    times = interleaved(cases, repeats, subject.clock)
     found: dict[str, Any] = spread("picture.seconds", times["unsteered"])
     for name, key in (
         ("live", "ratio.live_over_unsteered"),

@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fits", type=int, default=None, metavar="N", help="fits that are timed (default: 3)")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:0 ... (default: cpu)")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count this process's processor time, for a machine that is busy with other work; set OMP_NUM_THREADS=1 "
+        "too, as the time of several threads adds up",
+    )
     add_weights_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on the way")
     parser.epilog = "\n".join(
@@ -54,11 +60,16 @@ def run(options: argparse.Namespace) -> int:
         if not 1 <= options.fits <= 1000:
             raise CommandError(f"--fits is {options.fits}, expected a whole number from 1 to 1000.")
         settings = replace(settings, fits=options.fits)
+    if options.processor_time and not options.device.startswith("cpu"):
+        raise CommandError(
+            f"--processor-time was given with --device {options.device}, expected cpu: leave one of them out."
+        )
     try:
         torch.empty(1, device=options.device)
     except (RuntimeError, AssertionError) as error:
         raise CommandError(
-            f"--device is '{options.device}', expected cpu or a device of this machine ({str(error).splitlines()[0][:100]})."
+            f"--device is '{options.device}', expected cpu or a device of this machine "
+            f"({str(error).splitlines()[0][:100]})."
         ) from error
     logging.getLogger("hypertransport.training").setLevel(logging.ERROR)  # a run of a few steps cannot be any good
     flat = bench(
@@ -66,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
         settings,
         hypernetwork=options.hypernetwork,
         device=options.device,
+        processor_time=options.processor_time,
         tell=(lambda part: None) if options.quiet else (lambda part: print(f"measuring {part} ...", file=sys.stderr)),
     )
     flat["about.quick"] = options.quick

@@ -1,18 +1,18 @@
 """A start in closed form: what the collected statistics alone say about every concept, put into a fresh hypernetwork.
 
 Per training concept and site the shift that carries the generic class's mean to the concept's is known without any
-gradient (Mean-AcT, arXiv 2410.23054, §3). A singular value decomposition over the concepts gives the directions in which
-such shifts differ, ridge regression says how far along each of them a concept embedding lies. Every site's shift is worked
-out as if it were the only one, so all of them together go too far: a part of them is the start.
+gradient (Mean-AcT, arXiv 2410.23054, §3). A singular value decomposition over the concepts gives the directions in
+which such shifts differ, ridge regression says how far along each of them a concept embedding lies. Every site's shift
+is worked out as if it were the only one, so all of them together go too far: a part of them is the start.
 
-Scales stay 1. On Postcard (attention and MLP outputs) scales from the spread of the samples changed the validation loss of
-the start by less than 1 % at the parts 0.1 and 0.3, and made it worse by half at 1.
+Scales stay 1. On Postcard (attention and MLP outputs) scales from the spread of the samples changed the validation loss
+of the start by less than 1 % at the parts 0.1 and 0.3, and made it worse by half at 1.
 
 How it gets into the MLP: everything before the bottleneck stays as it was drawn, a few hundred fixed random features of
-the embedding. The two linear layers behind them are exactly a basis and its coefficients, so the ridge regression runs on
-those features: `narrow` takes its weights, `head` the basis. A linear skip path from the embedding would be exact for
-shifts that are linear in it, but it would be a part that every weights file would have to know; the random features hold
-linear functions (nearly) and more, and nothing is added.
+the embedding. The two linear layers behind them are exactly a basis and its coefficients, so the ridge regression runs
+on those features: `narrow` takes its weights, `head` the basis. A linear skip path from the embedding would be exact
+for shifts that are linear in it, but it would be a part that every weights file would have to know; the random features
+hold linear functions (nearly) and more, and nothing is added.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def warm_start(
         return
     if not isinstance(network, MLPHypernetwork):
         raise ConfigError(
-            f"warm_start is {config.warm_start:g} with hypernetwork = \"{config.hypernetwork}\", expected \"mlp\", whose last "
-            "layers take a basis: use it or set warm_start to 0."
+            f'warm_start is {config.warm_start:g} with hypernetwork = "{config.hypernetwork}", expected "mlp", whose '
+            "last layers take a basis: use it or set warm_start to 0."
         )
     owners = torch.arange(len(concepts))
     embeddings = bank.all_text()
@@ -79,7 +79,7 @@ def closed_form(network: Hypernetwork, data: DataFolder, concepts: Sequence[Conc
 
 @dataclass(frozen=True)
 class Ridge:
-    """Coefficients (R, k) from features (R, F): weight (k, F), bias (k,) and the share explained in concepts left out."""
+    """Coefficients (R, k) from features (R, F): weight (k, F), bias (k,), share explained in concepts left out."""
 
     weight: Tensor
     bias: Tensor
@@ -121,9 +121,9 @@ def _solutions(features: Tensor, wanted: Tensor) -> list[tuple[Tensor, Tensor]]:
 def install(network: MLPHypernetwork, embeddings: Tensor, owners: Tensor, shifts: Tensor, amount: float) -> float:
     """Make a fresh network predict `amount` times the ridge regression of `shifts`; returns the share that it explains.
 
-    embeddings (R, E), as the network reads them; owners (R,): the concept of each; shifts (steps, concepts, ΣC). The basis
-    has at most `bottleneck` directions; the outputs of `narrow` keep the size that they had, so that learning rates mean
-    what they meant. Directions that are not needed keep their random inlets.
+    embeddings (R, E), as the network reads them; owners (R,): the concept of each; shifts (steps, concepts, ΣC). The
+    basis has at most `bottleneck` directions; the outputs of `narrow` keep the size that they had, so that learning
+    rates mean what they meant. Directions that are not needed keep their random inlets.
     """
     steps, count, channels = shifts.shape
     training = network.training
@@ -148,7 +148,7 @@ def install(network: MLPHypernetwork, embeddings: Tensor, owners: Tensor, shifts
 
 
 def _basis(moved: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(coefficients (N, k) fp64, orthonormal basis (W, k) fp64) of centred rows (N, W), the k <= rank largest directions.
+    """(coefficients (N, k) fp64, orthonormal basis (W, k) fp64) of centred rows (N, W): at most `rank` directions.
 
     By way of the (N, N) products of the rows, as there are far fewer concepts than channels.
     """

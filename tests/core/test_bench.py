@@ -11,7 +11,7 @@ import pytest
 
 from hypertransport_core.benchmarks import runner, steering_costs
 from hypertransport_core.benchmarks.report import KEYS, draw_growth, meaning_of, table
-from hypertransport_core.benchmarks.timing import interleaved, ratio, spread
+from hypertransport_core.benchmarks.timing import Clock, interleaved, ratio, spread
 from hypertransport_core.commands import main
 
 from small_postcard import write_world
@@ -77,7 +77,11 @@ def test_facts_that_do_not_depend_on_the_clock(result: dict) -> None:
     assert result["train.paired.rows"] == result["train.faithful.rows"] == 4
     assert result["train.paired.sites"] > result["train.faithful.sites"] == result["about.sites"]
     assert result["growth.channels.8192.parameters"] > 128 * 2 * 8192
-    assert result["growth.rows.1.live_row_over_one.median"] == result["growth.concepts.1.predict_each_over_one.median"] == 1
+    assert (
+        result["growth.rows.1.live_row_over_one.median"]
+        == result["growth.concepts.1.predict_each_over_one.median"]
+        == 1
+    )
 
 
 def test_a_whole_fit_is_really_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,14 +96,14 @@ def test_a_whole_fit_is_really_made(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(steering_costs, "lineas", counting)
     pipeline = runner.Pipeline.load(folder)
-    found = steering_costs.fitting(steering_costs.Subject.of(pipeline, pipeline.backbone.device), 2, whole=True)
+    found = steering_costs.fitting(steering_costs.Subject.of(pipeline, Clock()), 2, whole=True)
     assert made == [1, 3, 3] and found["fit.extrapolated"] is False
     assert found["fit.step_seconds.median"] * 3 == pytest.approx(found["fit.seconds.median"])
 
 
 def test_maps_per_step_are_measured_live_only(tmp_path: Path) -> None:
     pipeline = runner.Pipeline.load(write_world(tmp_path, steps=2))
-    subject = steering_costs.Subject.of(pipeline, pipeline.backbone.device)
+    subject = steering_costs.Subject.of(pipeline, Clock())
     found = steering_costs.sampling(subject, 1)
     assert "ratio.live_over_unsteered.median" in found and "ratio.folded_over_unsteered.median" not in found
     assert runner._sizes(subject)["memory.maps_bytes_per_concept"] == 2 * 8 * pipeline.hypernetwork.channels
@@ -108,7 +112,7 @@ def test_maps_per_step_are_measured_live_only(tmp_path: Path) -> None:
 
 def test_folding_again_starts_from_the_plain_weights(folder: Path) -> None:
     pipeline = runner.Pipeline.load(folder)
-    subject = steering_costs.Subject.of(pipeline, pipeline.backbone.device)
+    subject = steering_costs.Subject.of(pipeline, Clock())
     one, two = (steering_costs._Folded(pipeline.backbone, subject.maps) for _ in range(2))
     one.set(0.5)
     one.set(1.0)
@@ -120,10 +124,10 @@ def test_folding_again_starts_from_the_plain_weights(folder: Path) -> None:
 
 def test_rounds_run_all_cases_in_turns() -> None:
     order: list[str] = []
-    times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, 3, shortest=0)
+    times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, 3, Clock(), 0)
     assert order == ["a", "b", "b", "a", "a", "b"] and {len(values) for values in times.values()} == {3}
     order.clear()
-    times = interleaved({"quick": lambda: order.append("")}, 1, shortest=1e-3)
+    times = interleaved({"quick": lambda: order.append("")}, 1, Clock(processor=True), 1e-3)
     assert len(order) > 4  # a quick thing is done often, and its seconds are those of one time
     assert ratio([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
     assert spread("x", [3.0, 1.0, 2.0]) == {"x.median": 2.0, "x.min": 1.0, "x.max": 3.0} and spread("x", []) == {}
@@ -157,6 +161,7 @@ def test_the_command_writes_numbers_a_table_and_a_plot(
     [
         (["--fits", "0"], "--fits is 0, expected a whole number"),
         (["--device", "toaster"], "--device is 'toaster', expected cpu"),
+        (["--device", "cuda", "--processor-time"], "--processor-time was given with --device cuda"),
         (["--weights", "nowhere"], "holds no postcard.safetensors"),
     ],
 )

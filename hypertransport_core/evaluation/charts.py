@@ -184,8 +184,8 @@ def _categories(flat: Flat) -> Any:
     figure, axes = _figure(0.9 + 0.62 * len(found))
     height = 0.8 / len(methods)
     for number, method in enumerate(methods):
-        values = [flat.get(f"category.{name}.{method}.concept") for name in found]
-        rows = [row for row, value in enumerate(values) if value is not None]
+        values = [flat.get(f"category.{name}.{method}.concept", 0.0) for name in found]
+        rows = [row for row, name in enumerate(found) if f"category.{name}.{method}.concept" in flat]
         axes.barh(
             [row + number * height for row in rows],
             [100 * values[row] for row in rows],

@@ -35,7 +35,7 @@ class Methods:
 
     def __init__(self, pipeline: Pipeline, fitter: Fitter) -> None:
         self.pipeline, self.fitter = pipeline, fitter
-        self.train = split()["train"]
+        self.train, self.validation = split()["train"], split()["validation"]
         self._train_vectors = torch.stack([pipeline.embed_text(name).vector for name in self.train])
         self.ridge_penalty: float | None = None
 
@@ -67,6 +67,13 @@ class Methods:
         if method == "mean_map":
             return self._mean_map
         raise ValueError(f"There is no method '{method}'; choose from {', '.join(EVERY)}.")
+
+    def steering(self, method: str, concept: str) -> StepMaps:
+        """`maps` of a method that has some. Raises ValueError for prompting."""
+        maps = self.maps(method, concept)
+        if maps is None:
+            raise ValueError(f"The method '{method}' has no maps; choose one that steers.")
+        return maps
 
     def shown(self, concept: str, pictures: int) -> ConceptEmbedding:
         """The embedding of a concept that so many reference pictures show, each with another subject."""
@@ -107,7 +114,7 @@ class Methods:
         """From embeddings to Mean-AcT shifts, learnt from all training concepts; the penalty is the one that predicts
         the validation concepts' shifts best, every channel in its own units."""
         known = self._vectors(self.train), self.fitter.mean_shifts(self.train).shift.double()
-        unseen = split()["validation"]
+        unseen = self.validation
         vectors, shifts = self._vectors(unseen), self.fitter.mean_shifts(unseen).shift.double()
         spread = known[1].std(0).clamp(min=1e-12)
         tried = [Ridge(*known, penalty) for penalty in PENALTIES]

@@ -131,14 +131,11 @@ def remove(session: Session, studies: Studies, settings: StudySettings) -> None:
         number, prompts = concept_number(name), in_concept(some.scenes.prompts, name)
         shown = session.generate(prompts, some.scenes.seeds, None, what=f"removal, {name}")
         before = some.judged(shown)
-        ours = session.methods.maps("ours_text", name)
+        ours, theirs = session.methods.steering("ours_text", name), session.methods.steering("mean_act", name)
         tried: dict[str, tuple[StepMaps, float]] = {
             "inverse": (each_map(ours, TransportMaps.inverse), 1.0),
             "negative": (ours, -1.0),
-            "mean_act_inverse": (
-                each_map(session.methods.maps("mean_act", name), TransportMaps.inverse),
-                studies.strength("mean_act"),
-            ),
+            "mean_act_inverse": (each_map(theirs, TransportMaps.inverse), studies.strength("mean_act")),
         }
         for way, (maps, strength) in tried.items():
             pictures = session.generate(prompts, some.scenes.seeds, maps, strength, f"removal, {way}, {name}")

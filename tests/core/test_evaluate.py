@@ -93,6 +93,23 @@ def test_fits_are_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch
         )
 
 
+def test_more_methods_have_maps_for_the_same_sites(folder: Path) -> None:
+    pipeline = Pipeline.load(folder)
+    fitter = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, FitSettings(batch=4))
+    methods = methods_module.Methods(pipeline, fitter)
+    methods.train, methods.validation = methods.train[:5], methods.validation[:2]
+    found = {method: methods.maps(method, "neon") for method in methods_module.MORE}
+    assert all(maps.sites == pipeline.hypernetwork.sites and maps.rows == 1 for maps in found.values())
+    assert all(bool(maps.scale.isfinite().all() and maps.shift.isfinite().all()) for maps in found.values())
+    assert found["mean_map"].allclose(methods.maps("mean_map", "sepia"))
+    assert not found["ridge"].allclose(methods.maps("ridge", "sepia")) and methods.ridge_penalty is not None
+    assert not found["linear_act"].allclose(found["linear_act_once"])
+    rows = fitter.mean_shifts(["neon", "sepia"])
+    assert torch.allclose(rows.shift[0], fitter.quick("mean_act", "neon").shift[0], atol=1e-5)
+    with pytest.raises(ValueError, match="magic"):
+        methods.maps("magic", "neon")
+
+
 def test_only_fits_of_this_run_are_timed(folder: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.load(folder)
     settings = FitSettings(batch=4, cache=tmp_path, iterations=(2, 1))

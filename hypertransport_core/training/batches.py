@@ -1,5 +1,5 @@
-"""One training step's material and loss. What is drawn depends on the seed and the step's number alone, so a resumed run
-goes on as if it had never stopped.
+"""One training step's material and loss. What is drawn depends on the seed and the step's number alone, so a resumed
+run goes on as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def draw(step: int, bank: EmbeddingBank, scenes: int, levels: int, config: Train
     seeds = torch.randint(2**31 - 1, (len(concepts) * n,), generator=generator).tolist()
     used = sorted(torch.randperm(levels, generator=generator)[: config.levels_per_step].tolist())
     dice, strengths = torch.rand(2, len(concepts), generator=generator)
-    strengths = torch.where(dice < config.partial_share, strengths, torch.ones(()))
+    share = config.partial_share if step >= config.partial_from * config.steps else 0.0
+    strengths = torch.where(dice < share, strengths, torch.ones(()))
     return Draw(concepts, embeddings, chosen, seeds, used, strengths)
 
 
@@ -96,8 +97,10 @@ class Objective:
         self.device = network_device(world)
         weighted = config.channel_weighting == "inverse_variance"
         self.coefficients = [
-            channel_coefficients(self.sites, len(row), None, inverse_variance(row) if weighted else None).to(self.device)
-            for row in data.source()[1]
+            channel_coefficients(
+                self.sites, len(std), channel_weight=inverse_variance(std) if weighted else None
+            ).to(self.device)
+            for std in data.source()[1]
         ]
 
     def owners(self, concepts: int) -> Tensor:
@@ -144,7 +147,7 @@ class Objective:
         """What `prepare` computes, from the predictions that were stored with the data: the noise of each is its own.
 
         strengths (C,): where one is below 1, the clean latents to match lie that far on the way from the prediction
-        under the plain prompt to the one under the concept's, so that half a strength comes to look like half a concept.
+        under the plain prompt to the one under the concept's, so that half a strength looks like half a concept.
         """
         rows = self.owners(len(concepts)) if owner is None else owner
         noise, stored = [], []
@@ -250,9 +253,16 @@ class Objective:
         """Pooled activations (R, D) and clean prediction (R, *latent), as far as they are wanted."""
         if maps is not None and inputs.strengths is not None:
             maps = maps.interpolate(inputs.strengths)
-        level, sites = self.data.levels[inputs.level], self.sites if read else ()
         return network_call(
-            self.world.backbone, self.config, inputs.x, level, inputs.conditioning, sites, maps, inputs.owner, keep_clean
+            self.world.backbone,
+            self.config,
+            inputs.x,
+            self.data.levels[inputs.level],
+            inputs.conditioning,
+            self.sites if read else (),
+            maps,
+            inputs.owner,
+            keep_clean,
         )
 
     def total(self, transport: Tensor, paired: Tensor) -> Tensor:

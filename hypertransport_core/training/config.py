@@ -149,6 +149,9 @@ class TrainingConfig:
         low=0.0,
         high=1.0,
     )
+    partial_from: float = _setting(
+        0.0, "share of the steps after which partial_share begins: the whole concept is learned first", low=0.0, high=1.0
+    )
     channel_weighting: str = _setting(
         "inverse_variance", "weight of a channel in the transport loss", choices=("none", "inverse_variance")
     )

@@ -162,6 +162,13 @@ def test_the_base_model_is_left_as_it_was(tmp_path, data):
     assert not any("forward" in module.__dict__ for module in one.world.backbone.network.modules())
 
 
+def test_partial_strengths_are_drawn_after_their_share_of_the_steps(tmp_path, data):
+    changes = {"store_predictions": True, "transport_weight": 0.0, "partial_share": 1.0, "partial_from": 0.5, "steps": 10}
+    one = trainer(tmp_path, data, **changes)
+    drawn = [draw(step, one.bank, 8, 2, one.config).strengths for step in range(10)]
+    assert bool((torch.stack(drawn[:5]) == 1).all()) and bool((torch.stack(drawn[5:]) < 1).all())
+
+
 def test_draws_depend_on_the_step_only_and_visit_every_concept(tmp_path, data):
     one = trainer(tmp_path, data)
     a, b = (draw(5, one.bank, 8, 2, one.config) for _ in range(2))

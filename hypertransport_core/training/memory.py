@@ -7,8 +7,7 @@ and two go through the real network, forward and backward, under a `Meter`; more
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from .data import DataFolder, network_device
 from .meter import Meter
 from .presets import World
 from .progress import log
+from .room import disk_room, free_bytes, resident_bytes
 
 if TYPE_CHECKING:
     from ..backbones.protocol import Backbone
@@ -68,20 +68,21 @@ class DiskPlan:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Bytes on the device. training: a call with gradients, outside: one without (collecting, validation), `batch` rows;
-    material: what a step and the validation keep between calls; program: the process itself, where it shares the memory.
+    """Bytes on the device. training: a call with gradients; outside: one without (collecting, validation) of `batch`
+    rows; material: what a step and the validation keep between calls; program: the rest of the process, where it shares
+    the memory.
     """
 
     weights: int
     encoders: int
     program: int
-    states: int
-    graph: int
-    material: int
-    training: Growth
     outside: Growth
-    rows: int
     batch: int
+    states: int = 0
+    graph: int = 0
+    material: int = 0
+    training: Growth = Growth(0, 0)
+    rows: int = 0
 
     @property
     def resident(self) -> int:
@@ -116,7 +117,7 @@ def disk_plan(world: World, data: DataFolder, config: TrainingConfig) -> DiskPla
     predictions = len(concepts) * levels * samples * math.prod(world.backbone.latent_shape) * 2
     pictures = min(config.images_per_concept, samples)
     embeddings = sum(1 + len(concept.phrases) + pictures for concept in concepts) * e * 4
-    size = _parameters(hypernetwork_of(config, data.sites, e)) * 4
+    size = parameters(hypernetwork_of(config, data.sites, e)) * 4
     present = sum(path.stat().st_size for path in map(data.path_of, concepts) if path.is_file())
     return DiskPlan(
         statistics,
@@ -127,13 +128,8 @@ def disk_plan(world: World, data: DataFolder, config: TrainingConfig) -> DiskPla
     )
 
 
-def _room_on_disk(folder: Path) -> int:
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
-
-
 def _check_disk(world: World, data: DataFolder, config: TrainingConfig, plan: DiskPlan, folder: Path) -> None:
-    needed, room = plan.data + plan.checkpoints - plan.present, _room_on_disk(folder)
+    needed, room = plan.data + plan.checkpoints - plan.present, disk_room(folder)
     if needed <= room:
         return
     cure = f"make room or choose a folder with {needed / GB:.3g} GB free"
@@ -147,12 +143,17 @@ def _check_disk(world: World, data: DataFolder, config: TrainingConfig, plan: Di
             cure = " and ".join(f"set {name} to {str(frugal[name]).lower()}" for name in chosen) + ", or make room"
             break
     raise ConfigError(
-        f"The run needs {needed / GB:.3g} GB more on the disk of {folder}, expected at most the {room / GB:.3g} GB that are "
-        f"free: {cure}."
+        f"The run needs {needed / GB:.3g} GB more on the disk of {folder}, expected at most the {room / GB:.3g} GB "
+        f"that are free: {cure}."
     )
 
 
 # -- the device -------------------------------------------------------------------------------------------------------
+
+
+def parameters(network: nn.Module) -> int:
+    """How many numbers a network's weights are."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def hypernetwork_of(config: TrainingConfig, sites: Sequence[Site], embedding_dim: int) -> nn.Module:
@@ -166,7 +167,7 @@ def hypernetwork_bytes(config: TrainingConfig, sites: Sequence[Site], embedding_
     beside that: maps, what autograd keeps, gradients. In fp32, which bounds bf16.
     """
     network = hypernetwork_of(config, sites, embedding_dim)
-    size, buffers = 4 * _parameters(network), sum(b.numel() * b.element_size() for b in network.buffers())
+    size, buffers = 4 * parameters(network), sum(b.numel() * b.element_size() for b in network.buffers())
     with Meter() as meter:
         embeddings = torch.zeros(config.concepts_per_step, embedding_dim, device="meta")
         levels = range(config.levels_per_step if config.maps_per_step else 1)
@@ -178,27 +179,41 @@ def hypernetwork_bytes(config: TrainingConfig, sites: Sequence[Site], embedding_
 
 
 def measured_call(
-    backbone: Backbone, config: TrainingConfig, sites: Sequence[Site], scene: str, gradient: bool
+    backbone: Backbone,
+    config: TrainingConfig,
+    sites: Sequence[Site],
+    scene: str,
+    gradient: bool,
+    room: float = math.inf,
 ) -> Growth:
-    """Bytes of a call of the base model, measured with one sample and with two, with backward or without gradient.
-    Raises ConfigError when not even these fit.
+    """Bytes of a call of the base model, measured with one sample and with two, with backward or without gradient; with
+    one alone where two have no room. Raises ConfigError when not even one has.
     """
-    found = []
     try:
-        for rows in (1, 2):
-            found.append(_peak(backbone, config, sites, scene, rows, gradient))
+        one = _peak(backbone, config, sites, scene, 1, gradient, room)
     except torch.OutOfMemoryError as error:
-        cure = "set gradient_checkpointing to true" if gradient and not config.gradient_checkpointing else "lower resolution"
+        without = gradient and not config.gradient_checkpointing
+        cure = "set gradient_checkpointing to true" if without else "lower resolution"
         raise ConfigError(
-            f"A call of the base model with {len(found) + 1} sample(s) of shape {tuple(backbone.latent_shape)} ran out of "
-            f"memory, expected room for at least that: {cure}, or use a device with more."
+            f"A call of the base model with one sample of shape {tuple(backbone.latent_shape)} ran out of memory, "
+            f"expected room for at least that: {cure}, or use a device with more."
         ) from error
-    per_row = max(0, found[1] - found[0])
-    return Growth(max(0, found[0] - per_row), per_row)
+    try:
+        two = _peak(backbone, config, sites, scene, 2, gradient, room)
+    except torch.OutOfMemoryError:
+        return Growth(0, one)
+    per_row = max(0, two - one)
+    return Growth(max(0, one - per_row), per_row)
 
 
 def _peak(
-    backbone: Backbone, config: TrainingConfig, sites: Sequence[Site], scene: str, rows: int, gradient: bool
+    backbone: Backbone,
+    config: TrainingConfig,
+    sites: Sequence[Site],
+    scene: str,
+    rows: int,
+    gradient: bool,
+    room: float = math.inf,
 ) -> int:
     device = next(backbone.network.parameters()).device
     x = backbone.noise(range(rows)).to(device)
@@ -206,12 +221,10 @@ def _peak(
     level = float(backbone.noise_levels(config.sampling_steps)[0])
     ones = torch.ones(max(2, rows), total_channels(sites), device=device)  # never one, which all samples would share
     read = sites if config.transport_weight > 0 or not gradient else ()
-    with frozen(backbone.network), torch.set_grad_enabled(gradient), Meter() as meter:
+    with frozen(backbone.network), torch.set_grad_enabled(gradient), Meter(room) as meter:
         maps = leaf(TransportMaps(tuple(sites), ones, torch.zeros_like(ones))) if gradient else None
         keep = config.paired_weight > 0 or not gradient
-        seen, clean = network_call(
-            backbone, config, x, level, conditioning, read, maps, torch.arange(rows), keep
-        )
+        seen, clean = network_call(backbone, config, x, level, conditioning, read, maps, torch.arange(rows), keep)
         if gradient:
             loss = sum(value.float().square().sum() for value in (seen, clean) if value is not None)
             assert isinstance(loss, Tensor)
@@ -219,25 +232,32 @@ def _peak(
     return meter.peak
 
 
-def device_plan(world: World, data: DataFolder, config: TrainingConfig) -> DevicePlan:
-    """The plan of a run in this process. Raises ConfigError when a call with two samples runs out of memory."""
-    device = network_device(world)
-    weights = _bytes_of([world.backbone.network], device)
-    encoders = _bytes_of([*_modules(world.backbone, 2), *_modules(world.encoder, 2)], device) - weights
-    program = max(0, _resident() - weights - encoders) if device.type == "cpu" else 0
+def device_plan(
+    world: World, data: DataFolder, config: TrainingConfig, train: bool = True, limit: float | None = None
+) -> DevicePlan:
+    """The plan of a run in this process, of its training too or of collecting alone. limit: bytes that the process may
+    take, where known. Raises ConfigError when not even a call with one sample has room.
+    """
+    device, scene = network_device(world), world.scenes[0]
+    weights, encoders, program = resident_bytes(world, device)
+    room = math.inf if limit is None else limit - weights - encoders - program
+    plan = DevicePlan(
+        weights=weights,
+        encoders=encoders,
+        program=program,
+        outside=measured_call(world.backbone, config, data.collected_sites, scene, False, room),
+        batch=config.batch,
+    )
+    if not train:
+        return plan
     states, graph = hypernetwork_bytes(config, data.sites, world.encoder.width)
-    scene = world.scenes[0]
-    return DevicePlan(
-        weights,
-        encoders,
-        program,
-        states,
-        graph,
-        _material(world, data, config, scene),
-        measured_call(world.backbone, config, data.sites, scene, True),
-        measured_call(world.backbone, config, data.collected_sites, scene, False),
-        config.rows_per_pass(),
-        config.batch,
+    return replace(
+        plan,
+        states=states,
+        graph=graph,
+        material=_material(world, data, config, scene),
+        training=measured_call(world.backbone, config, data.sites, scene, True, room),
+        rows=config.rows_per_pass(),
     )
 
 
@@ -262,13 +282,14 @@ def check_memory(world: World, data: DataFolder, config: TrainingConfig, stages:
     """Print the plan of a run that collects or trains. Raises ConfigError when it cannot fit."""
     if not {"collect", "train"} & set(stages):
         return
-    device, disk = network_device(world), disk_plan(world, data, config)
-    plan = device_plan(world, data, config)
-    folder, available = Path(config.output or "."), _free(device)
+    device, disk, folder = network_device(world), disk_plan(world, data, config), Path(config.output or ".")
+    _check_disk(world, data, config, disk, folder)
+    available = free_bytes(device)
+    limit = sum(resident_bytes(world, device)) + available if available is not None else None
+    limit = config.memory_limit * GB if config.memory_limit else limit
+    plan = device_plan(world, data, config, "train" in stages, limit)
     for line in describe_plan(world, data, config, disk, plan):
         log.info("%s", line)
-    limit = config.memory_limit * GB if config.memory_limit else (plan.resident + available if available else None)
-    _check_disk(world, data, config, disk, folder)
     if limit is not None:
         _check_device(world, data, config, plan, limit)
 
@@ -277,21 +298,26 @@ def describe_plan(
     world: World, data: DataFolder, config: TrainingConfig, disk: DiskPlan, plan: DevicePlan
 ) -> list[str]:
     """The lines that are printed, in gigabytes of 10⁹ bytes."""
-    device, room = network_device(world), _free(network_device(world))
+    device, room = network_device(world), free_bytes(network_device(world))
     free = f"{room / GB:.3g} free" if room else "free memory not known"
     limit = f", memory_limit {config.memory_limit:g}" if config.memory_limit else ""
-    channels = total_channels(data.collected_sites)
-    return [
-        f"disk, GB: statistics {disk.statistics / GB:.3g} ({len(world.concepts.everything)} concepts x {len(data.levels)} levels x "
-        f"{config.blocks} blocks x {channels:,} channels) + predictions {disk.predictions / GB:.3g} + embeddings "
-        f"{disk.embeddings / GB:.3g} + checkpoints {disk.checkpoints / GB:.3g}; {disk.present / GB:.3g} there, "
-        f"{_room_on_disk(Path(config.output or '.')) / GB:.3g} free",
-        f"memory of {device}, GB: base model {plan.weights / GB:.3g} + encoders {plan.encoders / GB:.3g} + program "
-        f"{plan.program / GB:.3g} + hypernetwork {(plan.states + plan.graph) / GB:.3g} (of which weights, mean, optimiser "
+    tables = (
+        f"{len(world.concepts.everything)} concepts x {len(data.levels)} levels x {config.blocks} blocks x "
+        f"{total_channels(data.collected_sites):,} channels"
+    )
+    training = (
+        f" + hypernetwork {(plan.states + plan.graph) / GB:.3g} (of which weights, mean, optimiser "
         f"{plan.states / GB:.3g}) + kept samples {plan.material / GB:.3g} + activations "
         f"{plan.training.of(plan.rows) / GB:.3g} ({plan.rows} samples of {plan.training.per_row / 1e6:.3g} MB and "
-        f"{plan.training.fixed / 1e6:.3g} MB, measured; {plan.outside.of(plan.batch) / GB:.3g} for {plan.batch} samples "
-        f"without gradient) = {plan.peak / GB:.3g} at most, {free}{limit}",
+        f"{plan.training.fixed / 1e6:.3g} MB, measured)"
+    )
+    return [
+        f"disk, GB: statistics {disk.statistics / GB:.3g} ({tables}) + predictions {disk.predictions / GB:.3g} + "
+        f"embeddings {disk.embeddings / GB:.3g} + checkpoints {disk.checkpoints / GB:.3g}; {disk.present / GB:.3g} "
+        f"there, {disk_room(Path(config.output or '.')) / GB:.3g} free",
+        f"memory of {device}, GB: base model {plan.weights / GB:.3g} + encoders {plan.encoders / GB:.3g} + program "
+        f"{plan.program / GB:.3g}{training if plan.rows else ''}; without gradient "
+        f"{plan.outside.of(plan.batch) / GB:.3g} ({plan.batch} samples); at most {plan.peak / GB:.3g}, {free}{limit}",
     ]
 
 
@@ -299,7 +325,7 @@ def _check_device(world: World, data: DataFolder, config: TrainingConfig, plan: 
     if plan.peak <= limit:
         return
     room = limit - plan.lasting
-    training = plan.training.rows_within(room - plan.graph)
+    training = plan.training.rows_within(room - plan.graph) if plan.rows else 1
     outside = plan.outside.rows_within(room)
     cures = []
     if training < plan.rows:
@@ -307,8 +333,8 @@ def _check_device(world: World, data: DataFolder, config: TrainingConfig, plan: 
     if outside < plan.batch:
         cures.append(f"set batch to {outside}")
     raise ConfigError(
-        f"Training needs {plan.peak / GB:.3g} GB on {network_device(world)} with {plan.rows} samples in a call, expected at "
-        f"most {limit / GB:.3g} GB: "
+        f"The run needs {plan.peak / GB:.3g} GB on {network_device(world)} with {plan.rows or plan.batch} samples in a "
+        f"call, expected at most {limit / GB:.3g} GB: "
         f"{' and '.join(cures) if training and outside else _last_resort(world, data, config, plan, limit)}."
     )
 
@@ -318,7 +344,7 @@ def _last_resort(world: World, data: DataFolder, config: TrainingConfig, plan: D
     room = limit - plan.lasting - plan.graph
     if room > 0 and not config.gradient_checkpointing:
         saving = config.with_values({"gradient_checkpointing": True})
-        rows = measured_call(world.backbone, saving, data.sites, world.scenes[0], True).rows_within(room)
+        rows = measured_call(world.backbone, saving, data.sites, world.scenes[0], True, room).rows_within(room)
         if rows:
             return f"set gradient_checkpointing to true and samples_per_pass to {min(plan.rows, rows)}"
     bottleneck = config.bottleneck // 2
@@ -334,61 +360,3 @@ def _last_resort(world: World, data: DataFolder, config: TrainingConfig, plan: D
     if config.memory_limit:
         return f"set memory_limit to at least {math.ceil(plan.least / GB * 10) / 10:g}, or lower resolution"
     return f"lower resolution, or use a device with at least {math.ceil(plan.least / GB)} GB"
-
-
-# -- what there is ----------------------------------------------------------------------------------------------------
-
-
-def _parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _modules(thing: Any, depth: int) -> Iterator[nn.Module]:
-    """Networks that an object holds: itself, its attributes, and theirs down to a depth."""
-    if isinstance(thing, nn.Module):
-        yield thing
-    elif depth and hasattr(thing, "__dict__"):
-        for value in vars(thing).values():
-            yield from _modules(value, depth - 1)
-
-
-def _bytes_of(modules: Sequence[nn.Module], device: torch.device) -> int:
-    """Bytes of all their parameters and buffers on a device, each counted once."""
-    sizes = {}
-    for module in modules:
-        for value in (*module.parameters(), *module.buffers()):
-            if value.device == device:
-                sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-    return sum(sizes.values())
-
-
-def _free(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where nobody says."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    if device.type != "cpu":
-        return None
-    fields = _proc("/proc/meminfo")
-    return int(fields[fields.index("MemAvailable:") + 1]) * 1024 if "MemAvailable:" in fields else _psutil_available()
-
-
-def _psutil_available() -> int | None:
-    try:
-        import psutil
-    except ImportError:
-        return None
-    return int(psutil.virtual_memory().available)
-
-
-def _resident() -> int:
-    """Bytes of this process in memory, 0 where nobody says."""
-    fields = _proc("/proc/self/status")
-    return int(fields[fields.index("VmRSS:") + 1]) * 1024 if "VmRSS:" in fields else 0
-
-
-def _proc(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="ascii", errors="replace").split()
-    except OSError:
-        return []

@@ -1,7 +1,8 @@
-"""How much memory tensors take while some code runs: counted as they are made and freed, on any device, also on `meta`."""
+"""How much memory tensors take while code runs: counted as they are made and freed, on any device, also on `meta`."""
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch.utils._pytree import tree_iter
 class Meter(TorchDispatchMode):
     """Context manager that counts the bytes of tensors made inside it, in forward and backward: `now` those alive,
     `peak` the most at once. What was there before is not counted, nor what kernels need only while they run.
+
+    Raises torch.OutOfMemoryError above `limit` bytes, also on a CPU, where the system would end the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float = math.inf) -> None:
         super().__init__()
+        self.limit = limit
         self.now = self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -46,3 +50,5 @@ class Meter(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
+        if self.now > self.limit:
+            raise torch.OutOfMemoryError(f"Tensors take {self.now} bytes, expected at most {self.limit:.0f}.")

@@ -29,8 +29,8 @@ def find_blocks(network: nn.Module) -> dict[str, nn.Module]:
     _gather(root, "", False, found)
     if not found:
         raise ConfigError(
-            f"gradient_checkpointing is on, but the network {type(root).__name__} has no repeated blocks, expected lists "
-            "of modules: switch it off and lower samples_per_pass instead."
+            f"gradient_checkpointing is on, but the network {type(root).__name__} has no repeated blocks, expected "
+            "lists of modules: switch it off and lower samples_per_pass instead."
         )
     return found
 

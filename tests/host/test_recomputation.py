@@ -1,4 +1,4 @@
-"""Gradient checkpointing on the host's own models: the same gradients, also where blocks add in place, for less memory."""
+"""Gradient checkpointing on the host's own models: same gradients, also where blocks add in place, for less memory."""
 
 from __future__ import annotations
 

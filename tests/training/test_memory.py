@@ -52,6 +52,29 @@ def test_the_meter_counts_what_is_alive(device):
     assert meter.now == 0
 
 
+def test_the_meter_stops_at_its_limit():
+    with pytest.raises(torch.OutOfMemoryError, match="expected at most 1000"), Meter(1000.0):
+        kept = [torch.zeros(200)]
+        kept.append(torch.zeros(200))
+
+
+def test_where_two_samples_have_no_room_one_is_measured(tmp_path):
+    world, data, config = world_of(tmp_path)
+    call = (world.backbone, config, data.sites, world.scenes[0], True)
+    one = memory.measured_call(*call).of(1)
+    assert memory.measured_call(*call, room=one) == memory.Growth(0, one)
+    with pytest.raises(ConfigError, match="set gradient_checkpointing to true, or use a device with more"):
+        memory.measured_call(*call, room=one - 1)
+
+
+def test_collecting_alone_is_not_refused_for_what_training_needs(tmp_path):
+    world, data, config = world_of(tmp_path)
+    plan = memory.device_plan(world, data, config, train=False)
+    assert plan.peak == plan.resident + plan.outside.of(config.batch)
+    memory._check_device(world, data, config, plan, plan.peak)
+    assert f"set batch to {config.batch - 1}." in limited(world, data, config, plan, plan.peak - 1)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -190,12 +213,12 @@ def test_a_full_disk_is_refused_with_a_setting_that_helps(tmp_path, monkeypatch)
     plan = memory.disk_plan(world, data, config)
 
     def refusal(room: int) -> str:
-        monkeypatch.setattr(memory, "_room_on_disk", lambda folder: room)
+        monkeypatch.setattr(memory, "disk_room", lambda folder: room)
         with pytest.raises(ConfigError) as error:
             memory._check_disk(world, data, config, plan, tmp_path)
         return str(error.value)
 
-    monkeypatch.setattr(memory, "_room_on_disk", lambda folder: plan.data + plan.checkpoints)
+    monkeypatch.setattr(memory, "disk_room", lambda folder: plan.data + plan.checkpoints)
     memory._check_disk(world, data, config, plan, tmp_path)
     assert "set keep_last to 1" in refusal(plan.data + plan.checkpoints - 1)
     frugal = memory.disk_plan(world, data, config.with_values({"keep_last": 1}))
@@ -207,13 +230,14 @@ def test_the_plan_is_printed_before_work_starts(tmp_path, train, caplog):
     with caplog.at_level("INFO", "hypertransport.training"):
         assert train(tmp_path / "run", "--steps", "1") == 0
     lines = [record.message for record in caplog.records]
-    disk, device = (next(i for i, line in enumerate(lines) if line.startswith(s)) for s in ("disk, GB", "memory of cpu"))
-    assert device == disk + 1 < next(i for i, line in enumerate(lines) if line.startswith("collecting"))
+    starts = ("disk, GB", "memory of cpu", "collecting")
+    disk, device, work = (next(i for i, line in enumerate(lines) if line.startswith(start)) for start in starts)
+    assert device == disk + 1 < work
 
 
 def test_a_run_that_cannot_fit_does_not_start(tmp_path, train, capsys):
     for extra in ((), ("--dry-run",)):
         assert train(tmp_path / "run", "--memory-limit", "0.01", *extra) == 1
         text = capsys.readouterr().err
-        assert text.startswith("error: Training needs") and "set memory_limit to at least" in text
+        assert text.startswith("error: A call of the base model with one sample") and text.count("\n") == 1
         assert not (tmp_path / "run/data").exists()

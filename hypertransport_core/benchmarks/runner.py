@@ -43,7 +43,14 @@ class BenchSettings:
 
 
 QUICK = BenchSettings(
-    repeats=5, fits=3, whole_fit=False, concepts=2, steps=2, channels=(2_048, 8_192, 32_768, 65_664, 131_072)
+    repeats=5,
+    fits=3,
+    whole_fit=False,
+    concepts=2,
+    steps=2,
+    rows=(1, 4, 16),
+    at_once=(1, 4, 16),
+    channels=(2_048, 8_192, 32_768, 131_072),
 )
 
 

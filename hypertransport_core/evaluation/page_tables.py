@@ -48,13 +48,19 @@ def formatted(flat: Flat, key: str, form: str) -> str:
     if value is None:
         return NOT_MEASURED
     if form == "s":
-        return str(value)
+        return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
     if form == "n":
         return f"{value:,.0f}"
     if form == "x":
         return f"{value:,.0f} times" if value >= 100 else f"{value:.2f} times"
     plain = form.rstrip("~")
-    unit = (lambda v: f"{100 * v:.0f}") if plain == "%" else (lambda v: f"{v:{plain}f}")
+
+    def unit(number: float) -> str:
+        if plain != "%":
+            return f"{number:{plain}f}"
+        # Rounded, nearly all is not all.
+        return f"{100 * number:.1f}" if 0.995 <= number < 0.9995 else f"{100 * number:.0f}"
+
     text, bounds = unit(value), flat.get(f"interval.{key}") or [None, None]
     text += " %" if plain == "%" else ""
     if not form.endswith("~") or None in bounds:

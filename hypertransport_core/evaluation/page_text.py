@@ -15,7 +15,7 @@ would use instead, and where it loses.
 Everything below comes out of that one run: numbers in [results.json](results.json) and [results.csv](results.csv)
 (there with intervals), pictures in [results/](results/). Another `--seed` draws other scenes and other noise;
 `--page` writes this page and its charts again from the numbers that are there; `python -m hypertransport_core results
---help` has the rest. Shortened run: [[quick|s]].
+--help` has the rest. Shortened run (`--quick`): [[quick|s]].
 
 **How it was measured.** [[counts.heldout|n]] held-out concepts of the embedded [Postcard world](postcard.md)
 ([[counts.concepts|n]] concepts in all), [[counts.prompts|n]] scenes each that no training used, the same scenes and
@@ -117,8 +117,8 @@ The farthest quarter is named [[distance.farthest_quarter_drop|%~]] less often t
 Over strengths from off to full in quarters, the judge's probability of the concept rises strictly for
 [[heldout.ours_text.monotone|%~]] of the concepts, and never falls by more than [[monotone_tolerant.fall_allowed|.2]]
 for [[heldout.ours_text.monotone_tolerant|%~]]. *Distance moved* is that from the unsteered picture, as a share of the
-way to the fully steered one; it departs from the strength itself by at most [[curve.ours_text.bend|.2~]] on average,
-so the slider is not linear in pictures. Strength 0 is bit-identical to no steering in this run:
+way to the fully steered one; it departs from the strength itself by [[curve.ours_text.bend|.2~]]
+at its farthest, on average (zero would be a slider that is linear in pictures). Strength 0 is bit-identical to no steering in this run:
 [[curve.identical_at_0|s]]. Above the full strength is extrapolation.
 
 ## From a picture
@@ -198,7 +198,7 @@ By the share of pictures right in concept, subject and colour, then by the judge
   training of its own.
 - **How results grow** with training concepts and with samples per concept, other site sets, ablations of the design,
   and other training seeds of the hypernetwork: each point is a training. One hypernetwork was measured; the intervals
-  are over   concepts, not over trainings.
+  are over concepts, not over trainings.
 - **CLIP of another seed** than the conditioning one as a measure of fidelity: this world has one CLIP, and scoring
   with it would favour the method that reads it. The renderer stands in.
 - **Real checkpoints**, and people.

@@ -21,7 +21,7 @@ from .methods import DEAR, stratified
 from .runner import Session
 from .truths import NO_CONCEPT, Renders, scene_truth
 
-GRID = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5)
+GRID = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.25, 1.5)
 BEYOND = (1.25, 1.5, 2.0)
 WAYS = ("sum", "sequence", "mix", "prompting", "one_only")
 REMOVALS = ("inverse", "negative", "mean_act_inverse")

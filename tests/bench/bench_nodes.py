@@ -29,7 +29,6 @@ import comfy_boot  # noqa: E402
 
 MODES = ("unsteered", "live", "folded")
 STRENGTHS = (0.8, 0.9)  # moved to and fro
-BLOCK = 1 << 22
 
 
 @dataclass
@@ -147,9 +146,10 @@ def in_server(options: argparse.Namespace) -> tuple[Times, list[tuple[float, flo
 
 def full_size(name: str, options: argparse.Namespace) -> Times:
     """A large model with random weights in bf16, sampled as KSampler does, with random maps of moderate size."""
+    from large_hosts import large_host
     from pack import pack_module
 
-    host = small_host(name) if options.small else large_host(name, options.px)
+    host = tiny_model(name) if options.small else large_host(name, options.px)
     steps = options.steps or (2 if options.small else 4)
     maps, steer = host.maps(amount=0.02, site_set="attention_mlp"), pack_module("nodes.interception").steer_model
     parameters = sum(p.numel() for p in host.network.parameters())
@@ -177,40 +177,10 @@ def full_size(name: str, options: argparse.Namespace) -> Times:
     return times
 
 
-def small_host(name: str) -> Any:
+def tiny_model(name: str) -> Any:
     from tiny_hosts import TinyHost, build
 
     return TinyHost(name, build(name))
-
-
-def large_host(name: str, px: int) -> Any:
-    """Full-size PixArt-alpha or SDXL, bf16, filled with the same four million random numbers over and over."""
-    import comfy.model_management as management
-    import comfy.supported_models as supported
-    import tiny_hosts
-    import torch
-    from comfy.model_patcher import ModelPatcher
-    from pack import pack_module
-
-    families = pack_module("hypertransport_core.backbones.families").FAMILIES
-    latent = (4, px // 8, px // 8)
-    family = {
-        "pixart": tiny_hosts.Family("PixArtAlpha", dict(families["pixart"].config), latent, 4096),
-        "sdxl": tiny_hosts.Family("SDXL", dict(families["sdxl"].config), latent, 2048, 1280),
-    }[name]
-    tiny_hosts.FAMILIES[f"large {name}"] = family
-    config = getattr(supported, family.config_class)(dict(family.config))
-    config.set_inference_dtype(torch.bfloat16, None)
-    base = config.get_model({}, "").eval().requires_grad_(False)
-    noise = (torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
-    with torch.no_grad():
-        for parameter in base.diffusion_model.parameters():
-            for part in parameter.view(-1).split(BLOCK):
-                part.copy_(noise[: part.numel()])
-    patcher = ModelPatcher(
-        base, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
-    )
-    return tiny_hosts.TinyHost(f"large {name}", patcher)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # ruff: noqa: T201 (a command speaks to a person)
-"""Writes the texts that the page shows: locales/<language>/nodeDefs.json, and the lists of inputs and outputs in the help pages.
+"""Writes the texts that the page shows: locales/<language>/nodeDefs.json and main.json, and the lists of inputs and outputs in the help pages.
 
     python docs/make_locales.py          writes them
     python docs/make_locales.py todo     only lists what is not translated, and what is translated but no longer used
@@ -76,6 +76,12 @@ def node_defs(translate: Translate) -> dict[str, Any]:
     return escaped({schema.node_id: node_texts(schema, translate) for schema in schemas()})
 
 
+def categories(translate: Translate) -> dict[str, Any]:
+    """main.json: the names of our menus below the pack's own."""
+    names = sorted({name for schema in schemas() for name in schema.category.split("/")[1:]})
+    return {"nodeCategories": {name: translate(name) for name in names}}
+
+
 def same(text: str) -> str:
     """English to English."""
     return text
@@ -96,6 +102,7 @@ def used() -> list[str]:
         return text
 
     node_defs(note)
+    categories(note)
     return [text for text in found if text]
 
 
@@ -160,7 +167,8 @@ def files() -> Iterator[tuple[Path, str]]:
     for language in ("en", *LANGUAGES):
         table = translations(language)
         translate = same if language == "en" else lambda text, table=table: table.get(text) or text
-        yield LOCALES / language / "nodeDefs.json", json.dumps(node_defs(translate), ensure_ascii=False, indent=2) + "\n"
+        for name, content in (("nodeDefs", node_defs(translate)), ("main", categories(translate))):
+            yield LOCALES / language / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=2) + "\n"
         for schema in schemas():
             path = PAGES / schema.node_id / f"{language}.md"
             if path.is_file():

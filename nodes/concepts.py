@@ -148,7 +148,7 @@ class ConceptEncoderNode(io.ComfyNode):
         image_weights: str = "",
     ) -> io.NodeOutput:
         concept = encode(encoder, text, images, image_weights, mode)
-        return with_text(cls, "\n".join([_about(concept), *_warnings(encoder, text)]), concept)
+        return with_text(cls, "\n".join([*_warnings(encoder, text), _about(concept)]), concept)
 
 
 def _about(concept: ConceptEmbedding) -> str:
@@ -161,8 +161,7 @@ def _warnings(encoder: ConceptEncoder, text: str) -> list[str]:
     if not unknown:
         return []
     message = (
-        f"The encoder was never taught {', '.join(repr(word) for word in unknown)}; the concept is made from the other "
-        "words. Use words it knows, or a picture."
+        f"The encoder was never taught {', '.join(repr(word) for word in unknown)}; use words it knows, or a picture."
     )
     logging.warning("Concept Encoder: %s", message)
     return [f"Warning: {message}"]

@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from ..hypertransport_core.fitting.recipe import GENERIC_PROMPTS, METHODS, Recipe, in_scenes, prompt_lines
 from ..hypertransport_core.sites import SITE_SETS
 from ..hypertransport_core.transport import TransportMaps
+from .showing import with_text
 from .sockets import Maps, PredictedMaps, advanced, node_schema
 
 SETS = tuple(name for name in SITE_SETS if name != "everything")
@@ -34,6 +35,7 @@ class FitMaps(io.ComfyNode):
                         "result with Save Maps.",
             search_aliases=("train concept", "LinEAS", "activation steering", "learn style", "slider training"),
             inputs=_inputs(),
+            hidden=[io.Hidden.unique_id],
             outputs=[Maps.Output("maps", display_name="maps", tooltip="The concept, for Steer With Maps: strength 0 = off, "
                                                                       "1 = as the prompts said."),
                      io.String.Output("report", display_name="report", tooltip="What was fitted, how long it took, and how "
@@ -54,7 +56,7 @@ class FitMaps(io.ComfyNode):
         fell = f"; loss {losses[0]:.3g} at first, {losses[-1]:.3g} at the end" if losses else ""
         report = (f"'{maps.name}' by {method}: {len(maps.steps[0])} sites ({site_set}), "
                   f"{len(recipe.seeds(max(len(generic), len(wanted))))} samples, {seconds:.1f} s{fell}.")
-        return io.NodeOutput(maps, report)
+        return with_text(cls, report, maps, report)
 
 
 def _inputs() -> list[io.Input]:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..hypertransport_core.files import FileError
 from ..hypertransport_core.lora import lora_tensors, save_lora, size_in_bytes
 from .interception import check_maps
 from .saving import first_folder, numbered_path
+from .showing import with_text
 from .sockets import Maps, PredictedMaps, node_schema
 
 FORMS = ("small", "full", "full, 16 bit")
@@ -45,6 +46,7 @@ class ExportLora(io.ComfyNode):
                     "full: weight differences, as large as the steered layers, for programs without DoRA. full, 16 bit: "
                     "half of that, rounded.")),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.String.Output("path", display_name="path", tooltip="Where the LoRA was written."),
                      io.String.Output("summary", display_name="summary", tooltip="What was written, how large it is, and "
                                                                                  "how to load it.")])
@@ -67,7 +69,7 @@ class ExportLora(io.ComfyNode):
             "modelspec.implementation": "hypertransport", "modelspec.title": maps.name or path.stem,
             "modelspec.description": f"HyperTransport maps of '{maps.name}' at strength {strength:g}"})
         text = summary(maps, len(maps.steps[0]), strength, str(path), size_in_bytes(tensors), form)
-        return io.NodeOutput(str(path), text, ui=ui.PreviewText(text))
+        return with_text(cls, text, str(path), text)
 
 
 def original_weights(model: ModelPatcher) -> Callable[[str], Tensor | None]:

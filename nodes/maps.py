@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..hypertransport_core import step_maps
@@ -17,6 +17,7 @@ from ..hypertransport_core.transport import TransportMaps
 from ..hypertransport_core.weights_io import TRANSPORT_MAPS, load_step_maps, save_maps
 from .folders import MODEL_FOLDER, files_of_kind, find_file, fingerprint
 from .saving import first_folder, numbered_path
+from .showing import with_text
 from .sockets import Maps, PredictedMaps, node_schema
 
 CATEGORY = "HyperTransport/maps"
@@ -117,6 +118,7 @@ class SaveMaps(io.ComfyNode):
                     io.Image.Input("thumbnail", optional=True, tooltip=(
                         "A picture stored inside the file, which model managers show. The first of a batch is taken, "
                         "scaled to 256 pixels. Without one the file has no picture."))],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.String.Output("path", display_name="path", tooltip="Where the file was written.")])
 
     @classmethod
@@ -131,7 +133,7 @@ class SaveMaps(io.ComfyNode):
                   fingerprint=maps.backbone.get("fingerprint"), strength_range=maps.strength_range, name=maps.name,
                   modelspec=spec)
         size = path.stat().st_size / 1e6
-        return io.NodeOutput(str(path), ui=ui.PreviewText(f"Saved {maps.name or 'maps'} to {path} ({size:.2f} MB)"))
+        return with_text(cls, f"Saved {maps.name or 'maps'} to {path} ({size:.2f} MB)", str(path))
 
 
 class LoadMaps(io.ComfyNode):

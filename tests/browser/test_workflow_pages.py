@@ -69,6 +69,20 @@ def test_muted_rows_run_once_their_files_are_there(page: ComfyPage, shots: Path)
     assert page.complaints() == []
 
 
+def test_nodes_say_under_themselves_what_they_did(page: ComfyPage, shots: Path) -> None:
+    """The concept, where files went, and what the small encoder was never taught."""
+    page.load_workflow(workflows.load(PACK / "example_workflows" / "09_save_load_export_lora.json"))
+    page.set_widget("HyperTransportConceptEncoder", "text", "teal quasarfoobar mosaic")
+    assert page.run()["status"] == "success"
+    _wait_for_every_picture(page)
+    shown = page.page.locator("body").inner_text()
+    for words in ("never taught 'quasarfoobar'", "Saved teal quasarfoobar mosaic to", "Load it with Load LoRA"):
+        assert words in shown
+    page.centre("HyperTransportSaveMaps", scale=1.2)
+    page.screenshot(shots / "text_under_nodes.png")
+    assert page.complaints() == []
+
+
 @pytest.fixture
 def page_with_blueprint(browser: Browser, server: Server) -> Iterator[ComfyPage]:
     """A page of a user who has copied the blueprint into user/default/subgraphs, as this host wants it; newer ones find the pack's."""

@@ -164,11 +164,11 @@ class Graph:
         }
 
     def _view(self) -> dict[str, Any]:
-        """Everything in a window of 1600 × 1000, where the page has a bar at the left and two above."""
+        """Everything in a window of 1600 × 1000, whether the page's bars at the left and above lie beside the graph or over it."""
         if not self.groups:
             return {"scale": 1.0, "offset": [0, 0]}
         right, low = (max(group["bounding"][axis] + group["bounding"][axis + 2] for group in self.groups) for axis in (0, 1))
-        scale = round(min(1.0, 1480 / right, 800 / low), 3)
+        scale = round(min(1.0, 1420 / right, 780 / low), 3)
         return {"scale": scale, "offset": [round(85 / scale), round(100 / scale)]}
 
     def _saved(self, node: Node, order: int, incoming: Mapping[tuple[int, str], int], outgoing: Mapping[tuple[int, int], list[int]]) -> dict[str, Any]:

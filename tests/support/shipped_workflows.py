@@ -269,7 +269,7 @@ def save_load_export(info: Mapping[str, Any]) -> Graph:
 ## Keep a concept as a small file
 For Load Maps or, as a LoRA, for people without this pack.
 
-1. Press **Run**: the maps go to `models/hypertransport`, the LoRA to `models/loras`; each says where below.
+1. Press **Run**: the maps go to `models/hypertransport`, the LoRA to `models/loras`; both nodes then say where.
 2. The two rows below are muted, as their files are not there before. Now select both (Ctrl + drag), press **Ctrl + M**, and **Run** again.
 
 Look at: all three pictures are the same. With the files neither hypernetwork nor encoder is needed. After more runs choose the newest file (R: refresh).""",
@@ -284,10 +284,9 @@ Look at: all three pictures are the same. With the files neither hypernetwork no
     low = scene.row("Make the maps, and a picture with them", PURPLE, [[maps], [steer]], steer.out(), "09_original", "Steered", (left, 0))
     right = graph.right
     picture = next(node for node in reversed(graph.nodes) if node.type == "VAEDecode")
-    keep = graph.node("HyperTransportSaveMaps", maps=maps.out(), filename_prefix="postcard_teal_mosaic", thumbnail=picture.out(), width=340)
-    export = graph.node("HyperTransportExportLora", model=model, maps=maps.out(), filename_prefix="postcard_teal_mosaic_lora", width=340)
-    told = graph.node("PreviewAny", title="What was written", source=export.out("summary"), width=340, height=170)
-    graph.group("Save and export", GREEN, [keep, export, told], at=(right, 0))
+    keep = graph.node("HyperTransportSaveMaps", maps=maps.out(), filename_prefix="postcard_teal_mosaic", thumbnail=picture.out(), width=340, height=190)
+    export = graph.node("HyperTransportExportLora", model=model, maps=maps.out(), filename_prefix="postcard_teal_mosaic_lora", width=340, height=280)
+    graph.group("Save and export", GREEN, [keep, export], at=(right, 0))
     load = graph.node("HyperTransportLoadMaps", maps_file="postcard_teal_mosaic_00001.safetensors", width=320, muted=True)
     again = graph.node("HyperTransportSteerWithMaps", model=model, maps=load.out(), width=320, muted=True)
     low = scene.row("Load the maps: muted until they are there", GREY, [[load], [again]], again.out(), "09_loaded", "From the maps file", (left, low), True)
@@ -309,12 +308,11 @@ Look at: above plain, below steered, with the same noise. The prompt does not na
     graph, model = scene.graph, scene.world.out("model")
     fitted = graph.node(
         "HyperTransportFitMaps", model=model, clip=scene.world.out("clip"), latent=scene.latent.out(), concept="teal mosaic", method="LinEAS",
-        **FIT, width=420, height=640,
+        **FIT, width=420, height=760,
     )
-    told = graph.node("PreviewAny", title="Report", source=fitted.out("report"), width=420, height=110)
     scene.model_group()
     graph.group("Prompt", GREEN, [scene.prompt, scene.negative])
-    graph.group("Learn the concept", PURPLE, [fitted, told])
+    graph.group("Learn the concept", PURPLE, [fitted])
     steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=fitted.out("maps"), strength=0.8, width=320)
     graph.group("Steer", PURPLE, [steer])
     plain, sampled = scene.sample(model), scene.sample(steer.out())

@@ -311,6 +311,9 @@ class HostBackbone:
             raise HostBackboneError("There is no VAE to decode with; connect the VAE that belongs to the model.")
         pictures = self.vae.decode(self.base.process_latent_out(latents.detach().float()))
         self._loaded = False  # the VAE may have taken the model's place
+        if not bool(pictures.isfinite().all()):
+            raise HostBackboneError("The VAE made pictures that are not finite, expected finite numbers: use a VAE that "
+                                    "works in half precision, such as sdxl-vae-fp16-fix for SDXL.")
         if pictures.ndim == 5:  # a video of one frame
             pictures = pictures[:, 0]
         return pictures[..., :3].movedim(-1, 1).float()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pack import load_pack, pack_module, run_node
+from pack import ROOT, load_pack, pack_module, run_node
 
 PROMPTS = ["a red house", "a small cat"]
 
@@ -169,6 +169,17 @@ def test_prompts_used_longest_ago_are_forgotten(host_backbone: Any, monkeypatch:
     assert list(backbone._encoded) == ["a red cat", "a green cat", "a pale cat"]
     assert len(backbone.encode([f"a {word} cat" for word in ("b", "c", "d", "e")])) == 4  # more than there is room for
     torch.testing.assert_close(backbone.encode(["a red cat"]).rows[0]["c_crossattn"].cond, one, atol=0, rtol=0)
+
+
+def test_pictures_that_are_not_numbers_are_refused(host_backbone: Any) -> None:
+    from hypertransport_core.backbones.host_files import load_weights
+
+    loaded = load_weights(ROOT / "weights" / "postcard.safetensors")
+    latent = torch.zeros(1, 48, 16, 16)
+    backbone = host_backbone.HostBackbone(loaded.model, loaded.clip, vae=loaded.vae, latent=latent)
+    assert bool(backbone.decode(latent).isfinite().all())
+    with pytest.raises(host_backbone.HostBackboneError, match="VAE made pictures that are not finite"):
+        backbone.decode(latent + float("nan"))
 
 
 def slopes(host_backbone: Any, tiny: Any, safe: bool, checkpointing: bool) -> tuple[float, float]:

@@ -51,14 +51,35 @@ def small_model(name: str, folder: Path) -> tiny_hosts.TinyHost:
     return tiny_hosts.TinyHost(family_key(name), model)
 
 
+_WIDE_SD3 = {
+    **tiny_hosts.FAMILIES["sd3"].config, "adm_in_channels": 2048,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
+}  # fmt: skip
+tiny_hosts.FAMILIES.setdefault("wide_sd3", tiny_hosts.Family("SD3", _WIDE_SD3, (16, 8, 8), 4096, 2048))
+
+
+def write_wide_sd3(path: Path) -> None:
+    """A small SD3 that takes what SD3's real text encoders give."""
+    network = tiny_hosts.build("wide_sd3").model.diffusion_model
+    save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, str(path))
+
+
+def wide_sd3(path: Path) -> tiny_hosts.TinyHost:
+    """The same, loaded."""
+    from hypertransport_core.backbones.host_files import load_weights
+
+    return tiny_hosts.TinyHost("wide_sd3", load_weights(path, torch.float32).model)
+
+
 def write_taesd(path: Path, channels: int) -> None:
     """A VAE small enough for tests, random weights: the host's TAESD in the form its loader takes."""
     from comfy.taesd.taesd import Decoder, Encoder
 
-    torch.manual_seed(0)
-    state = {f"taesd_encoder.{key}": value for key, value in Encoder(channels).state_dict().items()}
-    state |= {f"taesd_decoder.{key}": value for key, value in Decoder(channels).state_dict().items()}
-    save_file({key: value.contiguous() for key, value in state.items()}, str(path))
+    state = {}
+    for name, half in (("encoder", Encoder(channels)), ("decoder", Decoder(channels))):
+        tiny_hosts.fill(half)
+        state |= {f"taesd_{name}.{key}": value.contiguous() for key, value in half.state_dict().items()}
+    save_file(state, str(path))
 
 
 def write_clip_l(path: Path) -> None:

@@ -1,6 +1,6 @@
 """The table of docs/training.md on memory: full-size networks on meta tensors, through the code of the plan.
 
-    python docs/memory_table.py
+    python docs/memory_table.py [family ...]
 
 Needs ComfyUI, no weights and no GPU. Shapes are exact; attention counts as a fused kernel (inputs, output and one
 number a row and head are kept), because on meta tensors PyTorch would count the whole matrix that no GPU makes.
@@ -71,7 +71,10 @@ class MetaBackbone:
         rows, dtype = len(x), torch.bfloat16
         others = {name: torch.empty(rows, *shape, device="meta", dtype=dtype) for name, shape in self.others.items()}
         time = torch.empty(rows, device="meta", dtype=dtype)
-        return self.network(x.to(dtype), time, conditioning.to(dtype), **others).float()
+        from hypertransport_core.backbones.host_backbone import safe_norms
+
+        with safe_norms(self.network):
+            return self.network(x.to(dtype), time, conditioning.to(dtype), **others).float()
 
 
 def rows_of(family: str, site_set: str) -> None:
@@ -111,7 +114,7 @@ def main() -> None:
     if attention.optimized_attention is not attention.attention_pytorch:
         raise SystemExit("ComfyUI chose another attention than PyTorch's, expected --use-pytorch-cross-attention.")
     torch.nn.functional.scaled_dot_product_attention = fused  # which the host looks up at each call
-    for family in FAMILIES:
+    for family in sys.argv[1:] or FAMILIES:
         for site_set in ("norm", "attention_mlp"):
             rows_of(family, site_set)
 

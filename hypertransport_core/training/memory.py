@@ -26,7 +26,8 @@ from .data import DataFolder, network_device
 from .meter import Meter
 from .presets import World
 from .progress import log
-from .room import disk_room, free_bytes, resident_bytes
+from .room import disk_room, free_bytes, resident_bytes, same_disk
+from .states import States
 
 if TYPE_CHECKING:
     from ..backbones.protocol import Backbone
@@ -52,13 +53,15 @@ class Growth:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Bytes on the disk of all concepts together, of which `present` were found; checkpoints at their most."""
+    """Bytes on the disk of all concepts together, of which `present` were found; of checkpoints at their most, of which
+    `saved` were found."""
 
     statistics: int
     predictions: int
     embeddings: int
     checkpoints: int
     present: int = 0
+    saved: int = 0
 
     @property
     def data(self) -> int:
@@ -118,6 +121,7 @@ def disk_plan(world: World, data: DataFolder, config: TrainingConfig) -> DiskPla
     pictures = min(config.images_per_concept, samples)
     embeddings = sum(1 + len(concept.phrases) + pictures for concept in concepts) * e * 4
     size = parameters(hypernetwork_of(config, data.sites, e)) * 4
+    states = States(Path(config.output or "."))
     present = sum(path.stat().st_size for path in map(data.path_of, concepts) if path.is_file())
     return DiskPlan(
         statistics,
@@ -125,13 +129,22 @@ def disk_plan(world: World, data: DataFolder, config: TrainingConfig) -> DiskPla
         embeddings,
         4 * size * (config.keep_last + 1) + size,  # weights, running mean and two moments; one more while it is written
         present,
+        sum(path.stat().st_size for path in (*map(states.path, states.steps()), states.best_path) if path.is_file()),
     )
 
 
-def _check_disk(world: World, data: DataFolder, config: TrainingConfig, plan: DiskPlan, folder: Path) -> None:
-    needed, room = plan.data + plan.checkpoints - plan.present, disk_room(folder)
-    if needed <= room:
+def _needs(data: DataFolder, run: Path, plan: DiskPlan) -> list[tuple[Path, int]]:
+    """What is still to be written to each disk that the run uses, by a folder on it."""
+    collected, saved = plan.data - plan.present, plan.checkpoints - plan.saved
+    return [(run, collected + saved)] if same_disk(data.folder, run) else [(data.folder, collected), (run, saved)]
+
+
+def _check_disk(world: World, data: DataFolder, config: TrainingConfig, plan: DiskPlan) -> None:
+    run = Path(config.output or ".")
+    full = next(((at, needed) for at, needed in _needs(data, run, plan) if needed > disk_room(at)), None)
+    if full is None:
         return
+    folder, needed = full
     cure = f"make room or choose a folder with {needed / GB:.3g} GB free"
     frugal: dict[str, Any] = {"keep_last": 1, "blocks": config.samples_per_concept, "store_predictions": False}
     if config.partial_share > 0:
@@ -139,12 +152,12 @@ def _check_disk(world: World, data: DataFolder, config: TrainingConfig, plan: Di
     names = [name for name, value in frugal.items() if getattr(config, name) != value]
     for chosen in [*([name] for name in names), *(names[:count] for count in range(2, len(names) + 1))]:
         other = disk_plan(world, data, config.with_values({name: frugal[name] for name in chosen}))
-        if other.data + other.checkpoints - plan.present <= room:
+        if all(still <= disk_room(at) for at, still in _needs(data, run, other)):
             cure = " and ".join(f"set {name} to {str(frugal[name]).lower()}" for name in chosen) + ", or make room"
             break
     raise ConfigError(
-        f"The run needs {needed / GB:.3g} GB more on the disk of {folder}, expected at most the {room / GB:.3g} GB "
-        f"that are free: {cure}."
+        f"The run needs {needed / GB:.3g} GB more on the disk of {folder}, expected at most the "
+        f"{disk_room(folder) / GB:.3g} GB that are free: {cure}."
     )
 
 
@@ -282,8 +295,8 @@ def check_memory(world: World, data: DataFolder, config: TrainingConfig, stages:
     """Print the plan of a run that collects or trains. Raises ConfigError when it cannot fit."""
     if not {"collect", "train"} & set(stages):
         return
-    device, disk, folder = network_device(world), disk_plan(world, data, config), Path(config.output or ".")
-    _check_disk(world, data, config, disk, folder)
+    device, disk = network_device(world), disk_plan(world, data, config)
+    _check_disk(world, data, config, disk)
     available = free_bytes(device)
     limit = sum(resident_bytes(world, device)) + available if available is not None else None
     limit = config.memory_limit * GB if config.memory_limit else limit
@@ -314,7 +327,7 @@ def describe_plan(
     return [
         f"disk, GB: statistics {disk.statistics / GB:.3g} ({tables}) + predictions {disk.predictions / GB:.3g} + "
         f"embeddings {disk.embeddings / GB:.3g} + checkpoints {disk.checkpoints / GB:.3g}; {disk.present / GB:.3g} "
-        f"there, {disk_room(Path(config.output or '.')) / GB:.3g} free",
+        f"there, {disk_room(data.folder) / GB:.3g} free",
         f"memory of {device}, GB: base model {plan.weights / GB:.3g} + encoders {plan.encoders / GB:.3g} + program "
         f"{plan.program / GB:.3g}{training if plan.rows else ''}; without gradient "
         f"{plan.outside.of(plan.batch) / GB:.3g} ({plan.batch} samples); at most {plan.peak / GB:.3g}, {free}{limit}",

@@ -15,8 +15,16 @@ from .presets import World
 
 def disk_room(folder: Path) -> int:
     """Bytes free on the disk of a folder, which need not be there yet."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_there(folder)).free
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two folders, which need not be there yet, share a disk."""
+    return _there(one).stat().st_dev == _there(other).stat().st_dev
+
+
+def _there(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
 def resident_bytes(world: World, device: torch.device) -> tuple[int, int, int]:

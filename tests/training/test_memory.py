@@ -96,7 +96,9 @@ def test_the_disk_plan_is_what_is_written(tmp_path, changes):
     one.validate()
     assert States(tmp_path, 3).steps()
     written = sum(file.stat().st_size for file in tmp_path.glob("**/*step-*.safetensors"))
-    assert 0.5 * plan.checkpoints < written + one.states.best_path.stat().st_size < 1.5 * plan.checkpoints
+    written += one.states.best_path.stat().st_size
+    assert 0.5 * plan.checkpoints < written < 1.5 * plan.checkpoints
+    assert memory.disk_plan(one.world, one.data, one.config).saved == written
 
 
 @pytest.mark.parametrize(
@@ -215,15 +217,19 @@ def test_a_full_disk_is_refused_with_a_setting_that_helps(tmp_path, monkeypatch)
     def refusal(room: int) -> str:
         monkeypatch.setattr(memory, "disk_room", lambda folder: room)
         with pytest.raises(ConfigError) as error:
-            memory._check_disk(world, data, config, plan, tmp_path)
+            memory._check_disk(world, data, config, plan)
         return str(error.value)
 
     monkeypatch.setattr(memory, "disk_room", lambda folder: plan.data + plan.checkpoints)
-    memory._check_disk(world, data, config, plan, tmp_path)
+    memory._check_disk(world, data, config, plan)
     assert "set keep_last to 1" in refusal(plan.data + plan.checkpoints - 1)
     frugal = memory.disk_plan(world, data, config.with_values({"keep_last": 1}))
     assert "set keep_last to 1 and set blocks to 4, or" in refusal(frugal.data + frugal.checkpoints - 1)
     assert "make room or choose" in refusal(10)
+    # Data on another disk are counted apart from checkpoints.
+    monkeypatch.setattr(memory, "same_disk", lambda one, other: False)
+    monkeypatch.setattr(memory, "disk_room", lambda folder: max(plan.data, plan.checkpoints))
+    memory._check_disk(world, data, config, plan)
 
 
 def test_the_plan_is_printed_before_work_starts(tmp_path, train, caplog):

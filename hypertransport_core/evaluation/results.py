@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..pipeline import Pipeline
@@ -12,7 +12,7 @@ from ..postcard.judge import Judge
 from . import studies as study
 from .bootstrap import interval, paired_interval, ratio_interval
 from .measures import STRENGTHS, mean
-from .methods import DEAR, EVERY
+from .methods import DEAR, EVERY, SAMPLES, cost_of_step
 from .report import MEASURES, MORE_MEASURES, clean, flatten
 from .runner import EvaluationSettings, Session, speed, total_cost
 from .studies import BEYOND, GRID, Studies, StudySettings
@@ -253,7 +253,12 @@ def _cost(settings: ResultsSettings, session: Session) -> float:
     """All work in network rows, roughly, for the progress bar."""
     one, more, heldout = settings.evaluation, settings.studies, len(session.result.heldout)
     rows = total_cost(one, heldout, len(session.result.fitted))
-    rows += total_cost(replace(one, world=0), heldout, len(session.result.fitted)) / 2
+    rows += len(one.methods) * heldout * one.prompts * one.steps / 2  # at strengths other than 1, about every second one
+    for method, fits in (("lineas_50", more.validation), ("lineas_1000", more.validation_fits)):
+        steps = one.fit.iterations[method == "lineas_50"]
+        rows += fits * steps * cost_of_step(one.fit) if method in one.methods else 0
+    if "ridge" in one.methods:
+        rows += SAMPLES * (len(session.methods.train) + len(session.methods.validation))
     pictures = len(one.methods) * more.validation * len(GRID) * more.scenes + heldout * len(BEYOND) * one.prompts
     pictures += heldout * more.scenes * (4 + 3) + more.pairs * 5 * more.scenes + heldout * more.seeds * len(VARIED)
     return rows + pictures * one.steps

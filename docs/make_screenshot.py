@@ -5,6 +5,7 @@
 
 Needs what the browser tests need: ComfyUI with its page, playwright and a Chromium. Look at what comes out.
 """
+
 from __future__ import annotations
 
 import io
@@ -23,10 +24,15 @@ TARGET = ROOT / "docs" / "images" / "comfyui.jpg"
 WIDTH, HEIGHT, SCALE, MOST_BYTES = 1280, 760, 0.88, 200_000
 # Type -> [place, size, collapsed]; there are two prompts, of which the second, negative one comes last.
 PLACES = {
-    "HyperTransportPostcard": [[0, 0], [290, 110], False], "HyperTransportLoad": [[0, 155], [290, 60], False],
-    "CLIPTextEncode": [[0, 262], [290, 110], False], "HyperTransportConceptEncoder": [[0, 420], [290, 215], False],
-    "HyperTransportSteer": [[340, 0], [330, 420], False], "HyperTransportEmptyPostcardLatent": [[340, 480], [200, 60], True],
-    "KSampler": [[340, 540], [200, 60], True], "VAEDecode": [[540, 540], [200, 60], True], "ImageScale": [[540, 600], [200, 60], True],
+    "HyperTransportPostcard": [[0, 0], [290, 110], False],
+    "HyperTransportLoad": [[0, 155], [290, 60], False],
+    "CLIPTextEncode": [[0, 262], [290, 110], False],
+    "HyperTransportConceptEncoder": [[0, 420], [290, 215], False],
+    "HyperTransportSteer": [[340, 0], [330, 420], False],
+    "HyperTransportEmptyPostcardLatent": [[340, 480], [200, 60], True],
+    "KSampler": [[340, 540], [200, 60], True],
+    "VAEDecode": [[540, 540], [200, 60], True],
+    "ImageScale": [[540, 600], [200, 60], True],
     "SaveImage": [[720, 0], [540, 590], False],
 }
 LAY_OUT = """places => {

@@ -1,5 +1,6 @@
 # ruff: noqa: T201 (a command speaks to a person)
 """What each picture of the help pages shows: one function for each file in web/docs/pictures."""
+
 from __future__ import annotations
 
 import tempfile
@@ -26,7 +27,9 @@ def picture(paint: Callable[[World], Tensor]) -> Callable[[World], Tensor]:
 @picture
 def load(world: World) -> Tensor:
     names = ("teal mosaic", "emerald crystals", "azure polka dots", "golden op art")
-    return world.sheet(["without", *names], [("", [world.show(world.model), *(world.show(world.steer(name)) for name in names)])])
+    return world.sheet(
+        ["without", *names], [("", [world.show(world.model), *(world.show(world.steer(name)) for name in names)])]
+    )
 
 
 @picture
@@ -38,16 +41,21 @@ def steer(world: World) -> Tensor:
 
 @picture
 def steer_kinds(world: World) -> Tensor:
-    kinds = [kind for kind in pack_module("hypertransport_core.sites").SITE_KINDS
-             if any(site.kind == kind for site in world.maps(SHOWN[0]).steps[0].sites)]
+    kinds = [
+        kind
+        for kind in pack_module("hypertransport_core.sites").SITE_KINDS
+        if any(site.kind == kind for site in world.maps(SHOWN[0]).steps[0].sites)
+    ]
     depths = ("early", "middle", "late")
 
     def only(name: str, names: Sequence[str]) -> Tensor:
         return world.show(world.steer(strength=1.0, **{other: float(other == name) for other in names}))
 
     everything = world.show(world.steer())
-    rows = [("only the kind", [everything, *(only(kind, kinds) for kind in kinds)]),
-            ("only the depth", [everything, *(only(depth, depths) for depth in depths), *[None] * (len(kinds) - 3)])]
+    rows = [
+        ("only the kind", [everything, *(only(kind, kinds) for kind in kinds)]),
+        ("only the depth", [everything, *(only(depth, depths) for depth in depths), *[None] * (len(kinds) - 3)]),
+    ]
     first = world.sheet(["all", *(kind.replace("_", " ") for kind in kinds)], rows[:1])
     second = world.sheet(["all", *depths, *[""] * (len(kinds) - 3)], rows[1:])
     return torch.cat([first, second], 1)
@@ -63,18 +71,25 @@ def steer_percent(world: World) -> Tensor:
 @picture
 def steer_mask(world: World) -> Tensor:
     columns, rows = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="xy")
-    masks = {"right half": (columns > 0.5).float(), "soft edge": ((columns - 0.2) / 0.6).clamp(0, 1),
-             "circle": (((columns - 0.5) ** 2 + (rows - 0.5) ** 2).sqrt() < 0.4).float()}
+    masks = {
+        "right half": (columns > 0.5).float(),
+        "soft edge": ((columns - 0.2) / 0.6).clamp(0, 1),
+        "circle": (((columns - 0.5) ** 2 + (rows - 0.5) ** 2).sqrt() < 0.4).float(),
+    }
     found = [world.show(world.steer(mask=mask)) for mask in masks.values()]
     shown = [mask.expand(3, 64, 64) for mask in masks.values()]
-    return world.sheet(["no mask", *masks], [("mask", [None, *shown]), ("picture", [world.show(world.steer()), *found])])
+    return world.sheet(
+        ["no mask", *masks], [("mask", [None, *shown]), ("picture", [world.show(world.steer()), *found])]
+    )
 
 
 @picture
 def steer_with_maps(world: World) -> Tensor:
     strengths = (0.0, 0.5, 1.0, 1.5)
     maps = world.maps(SHOWN[2])
-    return world.sheet([f"{strength:g}" for strength in strengths], [("", [world.show(world.steer_with(maps, s)) for s in strengths])])
+    return world.sheet(
+        [f"{strength:g}" for strength in strengths], [("", [world.show(world.steer_with(maps, s)) for s in strengths])]
+    )
 
 
 @picture
@@ -84,7 +99,15 @@ def concept_encoder(world: World) -> Tensor:
         picture = world.reference(name)
         words, shown = world.concept(name), world.concept(images=picture)
         both = world.concept(name, images=picture)
-        rows.append((name, [picture[0].movedim(-1, 0), *(world.show(world.steer(concept), "a red house on the left") for concept in (words, shown, both))]))
+        rows.append(
+            (
+                name,
+                [
+                    picture[0].movedim(-1, 0),
+                    *(world.show(world.steer(concept), "a red house on the left") for concept in (words, shown, both)),
+                ],
+            )
+        )
     return world.sheet(["a reference picture", "from words", "from the picture", "from both"], rows)
 
 
@@ -92,7 +115,10 @@ def concept_encoder(world: World) -> Tensor:
 def mix_concepts(world: World) -> Tensor:
     first, second = (world.concept(name) for name in ("teal mosaic", "copper halftone"))
     shares = (1.0, 0.75, 0.5, 0.25, 0.0)
-    mixed = [world.one("MixConcepts", concept_1=first, weight_1=share, concept_2=second, weight_2=1 - share) for share in shares]
+    mixed = [
+        world.one("MixConcepts", concept_1=first, weight_1=share, concept_2=second, weight_2=1 - share)
+        for share in shares
+    ]
     apart = world.one("MixConcepts", concept_1=first, weight_1=1.0, concept_2=second, weight_2=-0.5)
     headings = ["teal mosaic", "3 : 1", "1 : 1", "1 : 3", "copper halftone", "mosaic less halftone"]
     return world.sheet(headings, [("", [world.show(world.steer(concept)) for concept in (*mixed, apart)])])
@@ -110,9 +136,17 @@ def load_encoder(world: World) -> Tensor:
 
 @picture
 def postcard(world: World) -> Tensor:
-    prompts = ("a small red house on the left", "a large blue boat", "a green cat, sepia", "a yellow rocket, city at night",
-               "a purple mushroom, snowy field at noon", "a white ghost, matrix code")
-    return world.sheet(prompts, [("", [world.show(world.model, prompt, seed=number) for number, prompt in enumerate(prompts)])])
+    prompts = (
+        "a small red house on the left",
+        "a large blue boat",
+        "a green cat, sepia",
+        "a yellow rocket, city at night",
+        "a purple mushroom, snowy field at noon",
+        "a white ghost, matrix code",
+    )
+    return world.sheet(
+        prompts, [("", [world.show(world.model, prompt, seed=number) for number, prompt in enumerate(prompts)])]
+    )
 
 
 @picture
@@ -151,9 +185,14 @@ def postcard_reference(world: World) -> Tensor:
 def combine_maps(world: World) -> Tensor:
     first, second = world.maps("charcoal crosshatching"), world.maps("violet flames")
     weights = {"first_weight": 1.0, "second_weight": 1.0}
-    found = [world.one("CombineMaps", first=first, second=second, how=how, **weights) for how in ("sum", "sequence", "average")]
-    return world.sheet(["charcoal crosshatching", "violet flames", "sum", "sequence", "average"],
-                       [("", [world.show(world.steer_with(maps)) for maps in (first, second, *found)])])
+    found = [
+        world.one("CombineMaps", first=first, second=second, how=how, **weights)
+        for how in ("sum", "sequence", "average")
+    ]
+    return world.sheet(
+        ["charcoal crosshatching", "violet flames", "sum", "sequence", "average"],
+        [("", [world.show(world.steer_with(maps)) for maps in (first, second, *found)])],
+    )
 
 
 @picture
@@ -162,7 +201,12 @@ def invert_maps(world: World) -> Tensor:
     for name in ("blueprint", "crimson stripes"):
         inverse = world.one("InvertMaps", maps=world.maps(name))
         prompt = f"{SCENE}, {name}"
-        rows.append((f"prompt: {prompt}", [world.show(world.steer_with(inverse, s), prompt) for s in (0.0, 0.25, 0.5, 0.75, 1.0)]))
+        rows.append(
+            (
+                f"prompt: {prompt}",
+                [world.show(world.steer_with(inverse, s), prompt) for s in (0.0, 0.25, 0.5, 0.75, 1.0)],
+            )
+        )
     return world.sheet(["strength 0", "0.25", "0.5", "0.75", "1"], rows)
 
 
@@ -183,13 +227,22 @@ def save_maps(world: World) -> Tensor:
     own_output()
     maps = world.maps(SHOWN[1])
     before = world.show(world.steer_with(maps))
-    path = Path(world.one("SaveMaps", maps=maps, filename_prefix="hypertransport/crosshatching", place="output",
-                          thumbnail=before.movedim(0, -1)[None]))
+    path = Path(
+        world.one(
+            "SaveMaps",
+            maps=maps,
+            filename_prefix="hypertransport/crosshatching",
+            place="output",
+            thumbnail=before.movedim(0, -1)[None],
+        )
+    )
     loaded = world.one("LoadMaps", maps_file=f"hypertransport/{path.name} [output]")
     after = world.show(world.steer_with(loaded))
     thumbnail = thumbnail_of(path)
-    return world.sheet(["without", "before saving", "thumbnail in the file", "loaded again"],
-                       [("", [world.show(world.model), before, thumbnail, after])])
+    return world.sheet(
+        ["without", "before saving", "thumbnail in the file", "loaded again"],
+        [("", [world.show(world.model), before, thumbnail, after])],
+    )
 
 
 def thumbnail_of(path: Path) -> Tensor:
@@ -212,7 +265,9 @@ def load_maps(world: World) -> Tensor:
     own_output()
     rows = []
     for name in SHOWN[1:]:
-        path = Path(world.one("SaveMaps", maps=world.maps(name), filename_prefix=f"hypertransport/{name}", place="output"))
+        path = Path(
+            world.one("SaveMaps", maps=world.maps(name), filename_prefix=f"hypertransport/{name}", place="output")
+        )
         loaded = world.one("LoadMaps", maps_file=f"hypertransport/{path.name} [output]")
         scenes = ("a red house", "a blue boat", "a green tree", "a yellow cup")
         rows.append((name, [world.show(world.steer_with(loaded), scene) for scene in scenes]))
@@ -229,8 +284,10 @@ def export_lora(world: World) -> Tensor:
     path = world.one("ExportLora", model=world.model, maps=maps, strength=1.0, filename_prefix="concept", form="small")
     file = comfy.utils.load_torch_file(path)
     rows = []
-    for name, model_of in (("Steer With Maps", lambda s: world.steer_with(maps, s)),
-                           ("LoRA, stock loader", lambda s: comfy.sd.load_lora_for_models(world.model, None, file, s, 0.0)[0])):
+    for name, model_of in (
+        ("Steer With Maps", lambda s: world.steer_with(maps, s)),
+        ("LoRA, stock loader", lambda s: comfy.sd.load_lora_for_models(world.model, None, file, s, 0.0)[0]),
+    ):
         rows.append((name, [world.show(model_of(strength)) for strength in (0.0, 0.5, 1.0, 1.5)]))
     return world.sheet(["0", "0.5", "1", "1.5"], rows)
 
@@ -242,8 +299,18 @@ def fit_maps(world: World) -> Tensor:
     prompts = next(entry.default for entry in schema.inputs if entry.id == "generic_prompts")
     rows = []
     for method, iterations in (("LinEAS", 150), ("Linear-AcT", 1), ("Mean-AcT", 1)):
-        maps, report = world.run("FitMaps", model=world.model, clip=world.clip, latent=latent, concept="crimson stripes", method=method,
-                                 site_set="attention_mlp", iterations=iterations, sampling_steps=4, generic_prompts=prompts)
+        maps, report = world.run(
+            "FitMaps",
+            model=world.model,
+            clip=world.clip,
+            latent=latent,
+            concept="crimson stripes",
+            method=method,
+            site_set="attention_mlp",
+            iterations=iterations,
+            sampling_steps=4,
+            generic_prompts=prompts,
+        )
         print("   ", report)
         label = f"{method}, {iterations} iterations" if method == "LinEAS" else method
         rows.append((label, [world.show(world.steer_with(maps, strength)) for strength in (0.0, 0.5, 1.0)]))
@@ -254,7 +321,9 @@ def fit_maps(world: World) -> Tensor:
 def strength_sheet(world: World) -> Tensor:
     maps = world.maps(world.concept("\n".join(SHOWN), mode="one per row"))
     latent = world.one("EmptyPostcardLatent", batch_size=1)
-    model, batch, sheet = world.run("StrengthSheet", model=world.model, maps=maps, latent=latent, strengths="0, 0.33, 0.67, 1, 1.33")
+    model, batch, sheet = world.run(
+        "StrengthSheet", model=world.model, maps=maps, latent=latent, strengths="0, 0.33, 0.67, 1, 1.33"
+    )
     images = world.sample(model, latent=batch).movedim(1, -1)
     return world.one("DrawSheet", images=images, sheet=sheet, picture_size=128)[0].movedim(-1, 0)
 
@@ -265,7 +334,9 @@ def draw_sheet(world: World) -> Tensor:
     maps = world.maps("violet flames")
     model, batch, sheet = world.run("StrengthSheet", model=world.model, maps=maps, latent=latent, strengths="0 0.5 1")
     images = world.sample(model, "a large blue boat", latent=batch).movedim(1, -1)
-    return world.one("DrawSheet", images=images, sheet=sheet, picture_size=200, title="a large blue boat: violet flames")[0].movedim(-1, 0)
+    return world.one(
+        "DrawSheet", images=images, sheet=sheet, picture_size=200, title="a large blue boat: violet flames"
+    )[0].movedim(-1, 0)
 
 
 @picture
@@ -280,8 +351,13 @@ def one_step(world: World) -> Tensor:
         for full, line in ((False, stock), (True, ours)):
             start = sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), full)
             line.append((timestep, float(sampling.calculate_input(sigmas[0], start).std())))
-    return charts.lines({"One-Step Sampling": ours, "stock sampler": stock}, "timestep", "spread of what the network gets (1 is right)",
-                        marks=[(399, "399, 400")], names_right=True)
+    return charts.lines(
+        {"One-Step Sampling": ours, "stock sampler": stock},
+        "timestep",
+        "spread of what the network gets (1 is right)",
+        marks=[(399, "399, 400")],
+        names_right=True,
+    )
 
 
 @picture
@@ -293,7 +369,9 @@ def dmd2_sigmas(world: World) -> Tensor:
     curve = [(step, float(sampling.sigma(torch.tensor(float(step))))) for step in (*range(0, 1000, 10), 999)]
     sigmas = world.one("DMD2Sigmas", model=model)
     points = [(step, float(sigma)) for step, sigma in zip((999, 749, 499, 249), sigmas)]
-    return charts.lines({"noise levels of SDXL": curve}, "timestep", "sigma", marks=[(x, f"{y:.2f}") for x, y in points])
+    return charts.lines(
+        {"noise levels of SDXL": curve}, "timestep", "sigma", marks=[(x, f"{y:.2f}") for x, y in points]
+    )
 
 
 @picture

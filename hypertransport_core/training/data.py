@@ -1,8 +1,7 @@
 """The collected data of a run: per concept a file with sorted block means, word embeddings and picture embeddings.
 
 Files are those of `checkpoints`. One untouched pass per prompt and noise level; nothing of a concept is written before
-all of it is there, so that a killed
-collection goes on with the next concept.
+all of it is there, so that a killed collection goes on with the next concept.
 """
 
 from __future__ import annotations
@@ -164,9 +163,8 @@ class DataFolder:
     def path_of(self, concept: Concept) -> Path:
         """The file of a concept: its words, made harmless, and a hash that keeps similar ones apart."""
         words = re.sub(r"[^a-z0-9]+", "_", concept.name.lower()).strip("_")[:60]
-        return (
-            self.folder / "concepts" / f"{words}-{hashlib.sha256(concept.name.encode()).hexdigest()[:10]}.safetensors"
-        )
+        code = hashlib.sha256(concept.name.encode()).hexdigest()[:10]
+        return self.folder / "concepts" / f"{words}-{code}.safetensors"
 
     def has(self, concept: Concept) -> bool:
         """Whether a whole file with the present prompts of this concept is there."""
@@ -223,7 +221,8 @@ class DataFolder:
 
     def collect_source(self) -> None:
         """Compute and write the generic class."""
-        features, _, _ = self._observe(list(self.world.scenes), 0, seeds_for(self.collected, self.config.seed, "collect"))
+        seeds = seeds_for(self.collected, self.config.seed, "collect")
+        features, _, _ = self._observe(list(self.world.scenes), 0, seeds, keep=False)
         flat = features.double()
         header = {"key": self.key, "sites": sites_to_header(self.collected_sites), "pooling": self.pooling}
         self._save(
@@ -234,7 +233,9 @@ class DataFolder:
 
     def _collect_concept(self, concept: Concept) -> None:
         prompts = self.world.prompts(concept, self.config.prompts_per_concept)
-        features, pictures, predictions = self._observe(prompts, self.config.images_per_concept, self.seeds(concept))
+        features, pictures, predictions = self._observe(
+            prompts, self.config.images_per_concept, self.seeds(concept), self.config.store_predictions
+        )
         width = self.world.encoder.width
         images = self.world.encoder.encode_images(pictures).float().cpu() if len(pictures) else torch.zeros(0, width)
         tensors = {
@@ -274,9 +275,11 @@ class DataFolder:
         return torch.stack(rows)
 
     @torch.no_grad()
-    def _observe(self, prompts: Sequence[str], pictures: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _observe(
+        self, prompts: Sequence[str], pictures: int, seeds: Sequence[int], keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(levels, samples, D) pooled activations of the untouched network, the first `pictures` results (P, 3, H, W),
-        and predictions (levels, samples, *latent) where the config wants them kept.
+        and predictions (levels, samples, *latent) where they are to be kept.
 
         At later levels the input is built from the prediction at the first, or with `inputs = "sampled"` sampled step by
         step, as in training, so both see the same kind of latents.
@@ -293,13 +296,14 @@ class DataFolder:
             with arithmetic(self.config, device):
                 for number, level in enumerate(self.levels):
                     last, prediction = number + 1 == len(self.levels), noise
-                    needed = self._needed(number, wanted > 0)
+                    # Where no picture and no later level is made of the prediction, a pass may end at its last site.
+                    needed = keep or (wanted > 0 if last else number == 0 or self.config.inputs == "sampled")
                     with PooledCapture(
                         backbone.network, self.collected_sites, self.pooling, stop_after_last_site=not needed
                     ) as capture:
                         prediction = backbone.denoise(x, level, conditioning).float()
                     features[number].append(capture.features().float().cpu())
-                    if self.config.store_predictions:
+                    if keep:
                         predictions[number].append(prediction.half().cpu())
                     clean = prediction if number == 0 else clean
                     if last:
@@ -319,16 +323,6 @@ class DataFolder:
             )
         kept = torch.stack([torch.cat(parts) for parts in predictions]) if predictions[0] else torch.zeros(0)
         return table, found, kept
-
-    def _needed(self, level: int, pictures: bool) -> bool:
-        """Whether anything is made of the prediction at a level; a pass whose statistics are all may end at the last
-        site.
-        """
-        if self.config.store_predictions:
-            return True
-        if level + 1 == len(self.levels):
-            return pictures
-        return level == 0 or self.config.inputs == "sampled"
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,7 @@ class Group:
     def __init__(self, index: int = 0, count: int = 1, device: torch.device | None = None) -> None:
         self.index, self.count, self.device = index, count, device
         # Words between processes go through gloo, GPUs or not: they are few, and must pass where a GPU fails.
-        self._words = dist.new_group(backend="gloo", timeout=PATIENCE) if count > 1 else None
+        self._words: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if count > 1 else None
         self._ending = self._lost = False
 
     @property

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypertransport_core.capture import PooledCapture
 from hypertransport_core.checkpoints import load_checkpoint, save_checkpoint
+from hypertransport_core.concepts import Concept, ConceptSplit
 from hypertransport_core.files import FileError
 from hypertransport_core.measuring import pooled_samples
+from hypertransport_core.sites import Site
 from hypertransport_core.training import data as data_module
 from hypertransport_core.training.config import ConfigError, TrainingConfig
 from hypertransport_core.training.data import DataFolder
+from hypertransport_core.training.memory import disk_plan
 from hypertransport_core.training.presets import World
 from hypertransport_core.wasserstein import block_means
 from tests.support.tiny_backbone import TinyBackbone
@@ -165,6 +169,53 @@ def test_generic_statistics_cut_at_any_length(copy: Path) -> None:
         path.write_bytes(content[: len(content) * part // 50])
         with pytest.raises(FileError, match="collect stage again"):
             DataFolder(copy, world(), CONFIG)
+
+
+@pytest.mark.parametrize(
+    "changes, generic, concept",  # whole passes
+    [
+        ({}, 1, 2),  # pictures are made of the last level's predictions, and its input of the first one's
+        ({"images_per_concept": 0}, 1, 1),
+        ({"images_per_concept": 0, "sampling_steps": 3}, 1, 1),
+        ({"images_per_concept": 0, "sampling_steps": 3, "inputs": "sampled"}, 2, 2),
+        ({"images_per_concept": 0, "sampling_steps": 1, "levels_per_step": 1}, 0, 0),
+        ({"images_per_concept": 0, "store_predictions": True}, 1, 2),
+    ],
+)
+def test_a_pass_ends_at_its_last_site_where_nothing_else_is_made_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, generic: int, concept: int
+) -> None:
+    config = replace(CONFIG, image_share=0.0, **changes)
+
+    def collect(folder: Path) -> tuple[int, dict[str, bytes]]:
+        one, seen = world(config), []
+        one.backbone.network.out.register_forward_hook(lambda *_: seen.append(1))
+        DataFolder(folder, one, config).collect_source()
+        DataFolder(folder, one, config).collect(CONCEPTS[:1])
+        assert one.backbone.calls == 2 * config.sampling_steps
+        return len(seen), files(folder)
+
+    ended, found = collect(tmp_path / "early")
+    assert ended == generic + concept
+    monkeypatch.setattr(data_module, "PooledCapture", lambda *arguments, **_: PooledCapture(*arguments))
+    ended, everything = collect(tmp_path / "late")
+    assert ended == 2 * config.sampling_steps and found == everything
+
+
+def test_the_stored_size_is_the_plan(collected: DataFolder, tmp_path: Path) -> None:
+    """SDXL's norm sites, 776 concepts beside the generic class, 8 block means: 3.65 GB, and a file is what is planned."""
+    table = load_checkpoint(collected.path_of(CONCEPTS[0]))["table"]
+    assert table.numel() * table.element_size() == 2 * 4 * 48 * 2  # levels, blocks, channels, bytes
+    widths = {320: 9, 640: 44, 960: 2, 1280: 197, 1920: 2, 2560: 2}
+    channels = [width for width, count in widths.items() for _ in range(count)]
+    config = replace(CONFIG, blocks=8, sampling_steps=1, levels_per_step=1, images_per_concept=0, image_share=0.0)
+    many = ConceptSplit(tuple(Concept(f"concept {number}") for number in range(776)), (), ())
+    folder = DataFolder(tmp_path, world(config, concepts=many), config)
+    folder.collected_sites = tuple(Site(f"norm.{i}", "norm", width, 1) for i, width in enumerate(channels))
+    assert (len(channels), sum(channels)) == (256, 294_080)
+    plan = disk_plan(folder.world, folder, config)
+    assert plan.statistics == 776 * 8 * 294_080 * 2 + 2 * 294_080 * 4  # tables, mean and deviation of the generic class
+    assert round(plan.statistics / 1e9, 2) == 3.65 and plan.predictions == 0
 
 
 def spoil(path: Path, damage: str) -> None:

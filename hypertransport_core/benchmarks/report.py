@@ -20,7 +20,7 @@ KEYS: dict[str, str] = {
     "ratio.folded_over_unsteered*": "a picture from weights with the maps folded in ÷ one unsteered",
     "ratio.collect_over_calls*": "collecting a concept ÷ the calls of the untouched network in it",
     "ratio.train_paired_over_calls*": "a training step, paired recipe ÷ a call of the untouched network on its rows",
-    "ratio.train_faithful_over_calls*": "the same of the faithful recipe",
+    "ratio.train_faithful_over_calls*": "a training step, faithful recipe ÷ a call of the untouched network on its rows",
     "ratio.maps_over_model_bytes": "maps of one concept ÷ weights of the model, in memory",
     "predict.seconds*": "words to installed maps",
     "predict.encode_text_seconds*": "encoding a concept in words",
@@ -28,18 +28,18 @@ KEYS: dict[str, str] = {
     "predict.hypernetwork_seconds*": "one pass of the hypernetwork",
     "predict.install_seconds*": "installing maps on the network and taking them away",
     "fit.seconds*": "a LinEAS fit of one concept",
-    "fit.step_seconds*": "one of its steps",
-    "fit.steps": "its steps",
+    "fit.step_seconds*": "one step of a LinEAS fit",
+    "fit.steps": "steps of a LinEAS fit",
     "fit.extrapolated": "whether its seconds were extrapolated from a few steps",
     "picture.seconds*": "one unsteered picture, sampled and decoded",
     "collect.concept_seconds*": "collecting one concept",
-    "collect.concepts_per_second*": "its inverse",
-    "train.paired.steps_per_second*": "training steps of the paired recipe",
-    "train.paired.rows": "rows of a step: concepts times samples",
-    "train.paired.sites": "steered sites",
-    "train.faithful.steps_per_second*": "training steps of the faithful recipe",
-    "train.faithful.rows": "rows of a step",
-    "train.faithful.sites": "steered sites",
+    "collect.concepts_per_second*": "concepts collected",
+    "train.paired.steps_per_second*": "training steps, paired recipe",
+    "train.paired.rows": "rows of a training step, paired recipe: concepts times samples",
+    "train.paired.sites": "sites that the paired recipe steers",
+    "train.faithful.steps_per_second*": "training steps, faithful recipe",
+    "train.faithful.rows": "rows of a training step, faithful recipe",
+    "train.faithful.sites": "sites that the faithful recipe steers",
     "memory.maps_bytes_per_concept": "maps of one concept, bytes in memory",
     "memory.hypernetwork_bytes": "weights of the hypernetwork, bytes in memory",
     "memory.model_bytes": "weights of the model, bytes in memory",
@@ -48,12 +48,12 @@ KEYS: dict[str, str] = {
     "memory.peak_bytes": "most memory of all, bytes, which training needs",
     "growth.sites.N.live_over_unsteered*": "a network call steered at N sites ÷ unsteered",
     "growth.rows.N.live_over_unsteered*": "a call of N rows, each with its own maps ÷ unsteered",
-    "growth.rows.N.live_row_over_one*": "its seconds per row ÷ those of one row alone",
+    "growth.rows.N.live_row_over_one*": "seconds per row of such a call ÷ those of one row alone",
     "growth.channels.N.predict_seconds*": "a pass of a hypernetwork of the default widths for N channels",
-    "growth.channels.N.predict_over_fewest*": "the same ÷ that for the fewest channels",
-    "growth.channels.N.parameters": "its parameters",
+    "growth.channels.N.predict_over_fewest*": "such a pass ÷ that for the fewest channels",
+    "growth.channels.N.parameters": "parameters of that hypernetwork",
     "growth.concepts.N.predict_each_over_one*": "encoding and predicting N concepts in one go, per concept ÷ one alone",
-    "growth.concepts.N.hypernetwork_each_over_one*": "the hypernetwork's part of it",
+    "growth.concepts.N.hypernetwork_each_over_one*": "the hypernetwork alone, per concept ÷ one alone",
     "about.version": "of this package",
     "about.torch": "version",
     "about.python": "version",
@@ -133,7 +133,8 @@ def draw_growth(path: Path, flat: Mapping[str, Any]) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    figure = Figure(figsize=(9, 6.8), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, 6.8), dpi=100)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     for axes, (what, across, up, series) in zip(figure.subplots(2, 2).flat, PANELS):
         factor = 1000 if up.endswith("ms") else 1
         for (measure, label), colour, marker in zip(series, COLOURS, "os"):

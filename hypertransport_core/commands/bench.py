@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer rounds, and the fit extrapolated from a few of its steps: about half a minute on two cores",
+        help="fewer rounds, and the fit extrapolated from a few of its steps: within a minute",
     )
     parser.add_argument("--fits", type=int, default=None, metavar="N", help="fits that are timed (default: 3)")
     parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:0 ... (default: cpu)")

@@ -31,7 +31,7 @@ def host_world(name: str, config: TrainingConfig) -> World:
     """The world of a preset for models that ComfyUI loads. Raises HostError, HostBackboneError, ConfigError and what
     concepts and encoders raise."""
     recipe, device = RECIPES[name], device_of(config)
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # which the host then takes
     make_importable(device.type)
     scenes = chosen_scenes(config, generic_scenes)

@@ -182,6 +182,42 @@ def test_pictures_that_are_not_numbers_are_refused(host_backbone: Any) -> None:
         backbone.decode(latent + float("nan"))
 
 
+def test_guidance_that_a_model_reads_reaches_it(host_backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiny_hosts
+
+    family = tiny_hosts.FAMILIES["flux"]
+    dev = replace(family, config_class="Flux", config={**family.config, "guidance_embed": True})
+    monkeypatch.setitem(tiny_hosts.FAMILIES, "flux", dev)
+    tiny = tiny_hosts.TinyHost("flux", tiny_hosts.build("flux"))
+    found = []
+    for extra in (None, {"guidance": 3.5}, {"guidance": 1.0}):
+        backbone = backbone_of(host_backbone, tiny, extra=extra)
+        with torch.no_grad():
+            found.append(backbone.denoise(backbone.noise([1]), 1.0, backbone.encode(PROMPTS[:1])))
+    assert torch.equal(found[0], found[1])  # the host's own
+    assert not torch.allclose(found[0], found[2], atol=1e-4)
+
+
+def test_a_lora_is_in_the_weights_that_are_trained_on(host_backbone: Any, tmp_path: Any) -> None:
+    from hypertransport_core.backbones.host import HostError
+    from hypertransport_core.backbones.host_files import with_lora
+    from safetensors.torch import save_file
+    from tiny_hosts import TinyHost, build
+
+    tiny = TinyHost("sd15", build("sd15"))
+    path = "middle_block.1.transformer_blocks.0.attn1.to_out.0"
+    plain = tiny.network.get_submodule(path).weight.clone()
+    up, down = torch.randn(plain.shape[0], 2), torch.randn(2, plain.shape[1])
+    tensors = {f"diffusion_model.{path}.lora_up.weight": up, f"diffusion_model.{path}.lora_down.weight": down}
+    save_file(tensors, str(tmp_path / "lora.safetensors"))
+    model, _ = with_lora(tiny.model, None, tmp_path / "lora.safetensors", 0.5)
+    backbone = backbone_of(host_backbone, TinyHost("sd15", model))
+    torch.testing.assert_close(backbone.network.get_submodule(path).weight, plain + 0.5 * up @ down)
+    save_file({f"foreign.{name}": value for name, value in tensors.items()}, str(tmp_path / "other.safetensors"))
+    with pytest.raises(HostError, match="holds no LoRA weights of this SD15 model"):
+        with_lora(tiny.model, None, tmp_path / "other.safetensors", 1.0)
+
+
 def slopes(host_backbone: Any, tiny: Any, safe: bool, checkpointing: bool) -> tuple[float, float]:
     """Directional derivatives of a loss by backward and by finite differences, for maps on the words' half of the first
     double block: what the next block adds to in place."""

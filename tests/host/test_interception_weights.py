@@ -78,13 +78,12 @@ def test_steered_models_alternate_unload_and_return(unet):
     assert unet.traces() == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("pixart", ""),
+        pytest.param("pixart", "", marks=pytest.mark.slow),
         ("pixart", ".blocks.0"),
-        ("flux", ""),
+        pytest.param("flux", "", marks=pytest.mark.slow),
         ("flux", ".double_blocks.0"),
         ("sd15", ".input_blocks.1.1.transformer_blocks.0"),
     ],

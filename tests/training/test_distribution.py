@@ -23,6 +23,7 @@ from hypertransport_core.training.states import States
 from tests.training import worlds
 from tests.training.test_run import curves
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes and file locks of POSIX")
 ROOT = Path(worlds.__file__).resolve().parents[2]
 # Dropped units must not depend on the number of processes; K = 3 concepts do not divide by two or four of them.
 SETTINGS = ("--dropout", "0.2")

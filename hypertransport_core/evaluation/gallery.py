@@ -14,14 +14,14 @@ from .report import TITLES
 from .results import Measured
 from .studies import BEYOND, WAYS, best_of
 
-QUALITY = 84
+QUALITY = 80  # colours at half resolution are those of the pictures themselves, which sheets show twice as large
 ROWS = 12  # of a sheet of the gallery
 EXTREME = 10  # best and worst concepts
 COLUMNS = (
     ("unsteered", TITLES["unsteered"]),
-    ("ours_text 0.5", "HyperTransport, strength 0.5"),
-    ("ours_text", "HyperTransport, strength 1"),
-    ("ours_image", "from one picture, strength 1"),
+    ("ours_text 0.5", "ours, from words, strength 0.5"),
+    ("ours_text", "ours, from words, strength 1"),
+    ("ours_image", "ours, from one picture, strength 1"),
     ("prompting", TITLES["prompting"]),
     ("linear_act", "Linear-AcT"),
     ("lineas_50", "LinEAS, 50 steps"),
@@ -65,7 +65,7 @@ def save_jpeg(path: Path, picture: Tensor) -> None:
     values = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(values)
     write_atomically(
-        path, lambda temporary: image.save(temporary, format="JPEG", quality=QUALITY, optimize=True, subsampling=0)
+        path, lambda temporary: image.save(temporary, format="JPEG", quality=QUALITY, optimize=True, subsampling=2)
     )
 
 
@@ -142,8 +142,8 @@ def _removal(measured: Measured) -> Tensor | None:
     found = [(name, measured.studies.examples.get(("removal", name))) for name in names]
     prompt = measured.session.scenes.prompts[0]
     plain = measured.session.plain.pictures[0]
-    rows = [Row([seen[0], seen[1], plain], name, f"{prompt}, {name}") for name, seen in found if seen]
-    headings = ["concept in the prompt", "taken out, inverse maps", "never asked for"]
+    rows = [Row([*seen, plain], name, f"{prompt}, {name}") for name, seen in found if seen]
+    headings = ["concept in the prompt", "taken out, inverse maps", "strength -1", "inverse Mean-AcT", "never asked for"]
     return contact_sheet(rows, headings, title="Taken away", upscale=2) if rows else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from .measures import STRENGTHS
 from .report import TITLES
 from .results import COMPARED, VARIED
-from .studies import BEYOND, REMOVALS, WAYS, WORDINGS
+from .studies import BEYOND, REMOVALS, WAYS, WIDER, WORDINGS
 
 NOT_MEASURED = "not measured"
 Flat = Mapping[str, Any]
@@ -145,7 +145,10 @@ def _input(flat: Flat) -> str:
 def _curve(flat: Flat) -> str:
     rows = [
         [f"{s:g}"]
-        + [formatted(flat, f"curve.ours_text.{m}.{s:g}", "%~") for m in ("concept", "subject", "colour", "joint", "way")]
+        + [
+            formatted(flat, f"curve.ours_text.{m}.{s:g}", "%~")
+            for m in ("concept", "subject", "colour", "joint", "way")
+        ]
         + [formatted(flat, f"curve.ours_text.error.{s:g}", ".3~")]
         for s in (*STRENGTHS, *BEYOND)
         if f"curve.ours_text.concept.{s:g}" in flat
@@ -167,11 +170,15 @@ def _removal(flat: Flat) -> str:
 def _composition(flat: Flat) -> str:
     rows = [
         [WORDS[way]]
-        + [formatted(flat, f"composition.{way}.{m}", "%~") for m in ("both_present", "top_two", "subject", "colour")]
+        + [
+            formatted(flat, f"composition.{way}.{m}", "%~")
+            for m in ("both_present", "top_two", *(f"top_{count}" for count in WIDER), "subject", "colour")
+        ]
         for way in WAYS
         if f"composition.{way}.both_present" in flat
     ]
-    return table(["by", "both present", "both the top two", "subject kept", "colour kept"], rows)
+    lenient = [f"both in the top {count}" for count in WIDER]
+    return table(["by", "both present", "both the top two", *lenient, "subject kept", "colour kept"], rows)
 
 
 def _wordings(flat: Flat) -> str:
@@ -264,9 +271,7 @@ def _summary(flat: Flat) -> str:
         verdict = flat.get(f"versus.{m}.joint.verdict")
         if verdict in found:
             few = flat.get(f"versus.{m}.concepts", 0) < flat["counts.heldout"]
-            found[verdict].append(
-                TITLES[m] + (f" (on {flat[f'versus.{m}.concepts']} concepts only)" if few else "")
-            )
+            found[verdict].append(TITLES[m] + (f" (on {flat[f'versus.{m}.concepts']} concepts only)" if few else ""))
     words = {"wins": "**Wins** against", "ties": "**Ties** with", "loses": "**Loses** to"}
     return "\n".join(
         f"- {words[verdict]}: {', '.join(names) if names else 'none of them'}." for verdict, names in found.items()

@@ -104,7 +104,7 @@ By distance to the nearest training concept, in quarters:
 [[picture:distance.png|Concept named over the distance to the nearest training concept, every concept and means of quarters]]
 
 The farthest quarter is named [[distance.farthest_quarter_drop|%~]] less often than the other three (prompting:
-[[distance.farthest_quarter_drop.prompting|%~]]).
+[[distance.farthest_quarter_drop.prompting|%~]]); below zero means more often.
 
 ## Over strength
 
@@ -134,7 +134,7 @@ distance to the render without the concept.
 
 [[table:removal]]
 
-[[picture:removal.jpg|Nine concepts: in the prompt, taken out, never asked for]]
+[[picture:removal.jpg|Nine concepts: in the prompt, taken out in three ways, never asked for]]
 
 ## Two at once
 

@@ -206,7 +206,8 @@ class Session:
         result.pictured[method, name] = found.merits(number)
         if method == "ours_text":
             result.looks[method, name] = found.judged
-            looks = {0.0: self.plain, 1.0: found}
+            off = Look(self.plain.pictures, self.plain.judged, self.renders.near(self.plain.pictures, number))
+            looks = {0.0: off, 1.0: found}
             looks |= {s: self.look(prompts, maps, s, number, what) for s in STRENGTHS[1:-1]}
             steps = [looks[s] for s in STRENGTHS]
             result.strengths[name] = {

@@ -28,6 +28,7 @@ REMOVALS = ("inverse", "negative", "mean_act_inverse")
 WORDINGS = ("phrase", "typo", "unknown_word")
 UNKNOWN_WORD = "zorblen"
 NEAR_TOP = 5  # a concept is present when it is among the judge's so many most probable ones
+WIDER = (15, 30)  # more lenient readings, reported beside it
 SEEDS_SEED = 120_000
 
 PerConcept = dict[str, dict[str, float]]
@@ -148,8 +149,7 @@ def remove(session: Session, studies: Studies, settings: StudySettings) -> None:
                 "colour": kept(before.colour, after.colour),
                 "error": float(some.renders.near(pictures, NO_CONCEPT).error.mean()),
             }
-            if way == "inverse":
-                studies.examples["removal", name] = [shown[0], pictures[0]]
+            studies.examples.setdefault(("removal", name), [shown[0]]).append(pictures[0])
 
 
 def pairs_of(names: Sequence[str], count: int) -> list[tuple[str, str]]:
@@ -161,8 +161,8 @@ def pairs_of(names: Sequence[str], count: int) -> list[tuple[str, str]]:
 def compose(session: Session, studies: Studies, settings: StudySettings) -> None:
     """Two concepts at once, by the sum of maps, one after another, from the mean embedding, and by naming both.
 
-    both_present: share of pictures in which both are among the judge's NEAR_TOP most probable; top_two: among its two
-    most probable; one_only: the same question on pictures steered by the first alone."""
+    both_present: share of pictures in which both are among the judge's NEAR_TOP most probable; top_two and others: among
+    so many; one_only: the same question on pictures steered by the first alone."""
     some = _Part(session, settings.scenes)
     for pair in pairs_of(session.result.heldout, settings.pairs):
         embeddings = [session.pipeline.embed_text(name) for name in pair]
@@ -183,6 +183,7 @@ def compose(session: Session, studies: Studies, settings: StudySettings) -> None
             studies.composition.setdefault(way, {})[" + ".join(pair)] = {
                 "both_present": _both(order[:, :NEAR_TOP], both),
                 "top_two": _both(order[:, :2], both),
+                **{f"top_{count}": _both(order[:, :count], both) for count in WIDER},
                 "subject": kept(some.plain.subject, found.subject),
                 "colour": kept(some.plain.colour, found.colour),
             }

@@ -1,7 +1,6 @@
 """A host's MODEL as a backbone, and Fit Maps in the graph: right statistics, right gradients, nothing left behind."""
 from __future__ import annotations
 
-import hashlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from pack import load_pack, pack_module, run_node
+from random_worlds import word_clip
 
 FAMILIES = ["sd15", "sdxl", "pixart", "sd3", "flux", "wan"]
 SCENES, WANTED = ["a red house", "a small blue boat on the left", "a cat", "a green tree"], "mosaic"
@@ -28,52 +28,6 @@ def postcard() -> tuple:
     nodes = pack_module("nodes.postcard")
     model, clip, vae, _ = run_node(nodes.PostcardModelNode)
     return model, clip, vae, run_node(nodes.EmptyPostcardLatent, batch_size=1)[0]
-
-
-class Words:
-    """Tokenizer: one token per word, and only as many as the text has unless told otherwise, like T5's for PixArt."""
-
-    def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
-        pass
-
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, tokenizer_options: dict = {}, **kwargs: Any) -> dict:
-        words = text.split()
-        words += [""] * (tokenizer_options.get("w_min_length", 1) - len(words))
-        return {"w": [[(word, 1.0) for word in words]]}
-
-    def state_dict(self) -> dict:
-        return {}
-
-
-def word_clip(context: int, pooled: int) -> Any:
-    """A CLIP socket's object whose words are fixed random vectors."""
-    import comfy.model_management
-    import comfy.sd
-
-    class Encoder(torch.nn.Module):
-        def __init__(self, device: Any = None, dtype: Any = None, model_options: Any = None) -> None:
-            super().__init__()
-            self.dtypes = {torch.float32}
-
-        def set_clip_options(self, options: dict) -> None:
-            pass
-
-        def reset_clip_options(self) -> None:
-            pass
-
-        def encode_token_weights(self, tokens: dict) -> tuple:
-            def vector(word: str, width: int) -> torch.Tensor:
-                seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:6], "big")
-                return torch.randn(width, generator=torch.Generator().manual_seed(seed))
-            words = [word for word, _ in tokens["w"][0]]
-            states = torch.stack([vector(w, context) for w in words])[None]
-            return states, torch.stack([vector("p" + w, pooled) for w in words]).mean(0)[None] if pooled else None
-
-        def load_sd(self, sd: dict) -> None:
-            pass
-
-    target = SimpleNamespace(params={}, clip=Encoder, tokenizer=Words)
-    return comfy.sd.CLIP(target, parameters=0)
 
 
 def fit(pack: SimpleNamespace, model: Any, clip: Any, latent: Any, **changes: Any) -> tuple:

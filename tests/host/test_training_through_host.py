@@ -199,7 +199,8 @@ def test_postcard_through_the_host_is_the_plain_postcard(core: SimpleNamespace, 
         sites, concepts = tuple(sorted(data.sites, key=lambda site: site.path)), list(world.concepts.train)
         order = order_of(data.sites)
         stored = torch.stack([data.targets(c, level, 4)[:, order] for c in concepts for level in range(2)])
-        seen = [data._observe(world.prompts(c, 4), 0, data.seeds(c))[0][..., order] for c in concepts]  # before storing
+        observed = [data._observe(world.prompts(c, 4), 0, data.seeds(c), keep=False) for c in concepts]  # before storing
+        seen = [features[..., order] for features, _, _ in observed]
         source = torch.stack(data.source())[..., order]
         generator = torch.Generator().manual_seed(0)
         width = sum(site.channels for site in sites)

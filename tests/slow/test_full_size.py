@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 import torch
 from pack import load_pack, pack_module, run_node
-from tests.host.test_fit import word_clip
-from tests.host.test_training_through_host import CONCEPTS, chosen, core, loaded_by_the_node  # noqa: F401
+from random_worlds import random_world
+from tests.host.test_training_through_host import CONCEPTS, core, loaded_by_the_node  # noqa: F401
 
 # What differs from the preset: enough to run every stage, and learning rates that show in two steps.
 SHORT = {
@@ -74,19 +74,6 @@ def tidy():
     gc.collect()
 
 
-def world_of(core: SimpleNamespace, host: Any, config: Any) -> Any:  # noqa: F811
-    """What `host_world` makes of a preset, around a model that is there already."""
-    from hypertransport_core.backbones.host_files import HostModel
-
-    loaded = HostModel(host.model, word_clip(host.family.context, host.family.pooled), None)
-    backbone = core.host_worlds.build_backbone(core.host_recipes.RECIPES[config.preset], config, loaded)
-    scenes = core.concepts.generic_scenes(config.prompts_per_concept)
-    backbone.pad_to_longest([*scenes, *core.presets.append_words(scenes, max(CONCEPTS, key=lambda c: len(c.split())))])
-    encoder = core.host_worlds.concept_encoder("weights/postcard_clip.safetensors", torch.device("cpu"))
-    return core.presets.World(backbone, encoder, chosen(core), scenes, core.concept.templates_of(encoder),
-                              facts=core.host_worlds.facts_of(config, backbone))
-
-
 def train(core: SimpleNamespace, world: Any, config: Any, stages: Stages) -> Path:  # noqa: F811
     """What `run_stages` does, stage by stage; returns the exported file."""
     from hypertransport_core.training.export import export
@@ -133,7 +120,7 @@ def test_full_size(
     parameters = sum(p.numel() for p in host.network.parameters())
     assert size == "small" or parameters == {"pixart": 611_349_152, "sdxl": 2_567_463_684}[name]
     assert next(host.network.parameters()).dtype == torch.bfloat16
-    world = world_of(core, host, config)
+    world = random_world(host, config, CONCEPTS[:2], CONCEPTS[2:])
     assert world.backbone.latent_shape == host.family.latent
     path = train(core, world, config, stages)
     print("\n".join(r.getMessage() for r in caplog.records if r.name.startswith("hypertransport")))

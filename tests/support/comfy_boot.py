@@ -30,8 +30,9 @@ def boot() -> str | None:
     # comfy reads sys.argv only after comfy.options.enable_args_parsing(), so pytest's own arguments do no harm.
     from comfy.cli_args import args
 
-    args.cpu = True  # before comfy.model_management is imported
-    args.use_pytorch_cross_attention = True
+    if "comfy.model_management" not in sys.modules:  # which reads them; a benchmark may have imported it for a GPU
+        args.cpu = True
+        args.use_pytorch_cross_attention = True
     level = logging.getLogger().level
     import comfy.model_management  # noqa: F401
     import comfy.sd  # noqa: F401

@@ -64,7 +64,9 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given (tuples come back as lists). Raises ValueError, one sentence, for any other or a damaged file."""
+    """What `save_checkpoint` was given (tuples come back as lists). Raises ValueError, one sentence, for any other or a
+    damaged file.
+    """
     try:
         with safe_open(str(path), "pt") as f:
             saved = json.loads((f.metadata() or {})[_KEY])
@@ -74,10 +76,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         if saved["crc32"] != _checksum(tensors):
             raise ValueError("its checksum differs")
         return _restore(saved["tree"], tensors)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not a whole checkpoint of this trainer ({type(error).__name__}): choose an older one of the run, "
-            "or start again"
+            f"{path} is not a whole checkpoint of this trainer ({type(error).__name__}): choose an older one of the "
+            "run, or start again"
         ) from error
 
 

@@ -252,26 +252,6 @@ def _check_version_and_kind(path: Path, full: Mapping[str, Any], kind: str | tup
                         "that kind")
 
 
-def check_state(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise FileError for the first parameter or buffer of `network` that `tensors` lacks, holds too much, or in
-    another shape."""
-    own = network.state_dict()
-    for name in sorted(own.keys() ^ tensors.keys()):
-        what = "lacks the tensor" if name in own else "holds the unexpected tensor"
-        raise FileError(f"{path} {what} '{name}', expected exactly the {len(own)} tensors of {type(network).__name__}: "
-                        "choose the file made for this network")
-    for name, value in own.items():
-        if value.shape != tensors[name].shape:
-            raise FileError(f"{path} holds '{name}' with the shape {tuple(tensors[name].shape)}, expected "
-                            f"{tuple(value.shape)}: choose the file made for this network")
-
-
-def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Copy `tensors` into all parameters and buffers of `network`, names and shapes exactly; raises FileError."""
-    check_state(network, tensors, path)
-    network.load_state_dict(dict(tensors))
-
-
 def sites_to_header(sites: Sequence[Site]) -> list[list[Any]]:
     """Sites as plain JSON: [path, kind, channels, channel_dim] each, in order."""
     return [[site.path, site.kind, site.channels, site.channel_dim] for site in sites]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .encoders.base import ConceptEmbedding, EncoderError, average, centre, stack
-from .files import (AGAIN, FileError, check_fits, check_state, load_file, load_into, save_file, sites_from_header,
-                    sites_to_header)
-from .hypernetworks import Hypernetwork, HypernetworkError, build_hypernetwork
+from .files import AGAIN, FileError, check_fits, load_file, save_file, sites_from_header, sites_to_header
+from .hypernetworks import Hypernetwork, build_hypernetwork
+from .network_state import built
 from .transport import TransportMaps
 
 HYPERNETWORK, TRANSPORT_MAPS, CONCEPT = "hypernetwork", "transport_maps", "concept"
@@ -88,21 +88,8 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
     means = {name.removeprefix("mean."): value.float() for name, value in tensors.items() if name.startswith("mean.")}
     _need(header, path, backbone=dict, encoder=dict, config=dict, strength_range=list)
     sites = sites_from_header(header, path)
-    # A header cannot make us build more than the file holds: shapes are compared before any memory is taken.
-    largest = max([len(weights), *(size for value in weights.values() for size in value.shape)], default=0)
-    for key, value in header["config"].items():
-        if isinstance(value, (int, float)) and abs(value) > largest:
-            raise FileError(f"{path} claims {key} = {value} but its largest tensor dimension is {largest}, expected "
-                            f"both to agree: {AGAIN}")
-    try:
-        with torch.device("meta"):
-            check_state(build_hypernetwork({**header["config"], "sites": sites}), weights, path)
-        # built again on the CPU: buffers that are not stored have no values on the meta device
-        network = build_hypernetwork({**header["config"], "sites": sites})
-    except (HypernetworkError, TypeError) as error:
-        raise FileError(f"{path} describes a hypernetwork that cannot be built ({str(error).rstrip('.')}), "
-                        "expected a configuration of this version: update the node pack") from error
-    load_into(network, weights, path)
+    config = header["config"]
+    network = built(lambda: build_hypernetwork({**config, "sites": sites}), config, weights, path)
     width = network.embedding_dim
     if header["encoder"].get("width") != width or any(
             mean.shape != ((width, width) if name.endswith("_map") else (width,)) for name, mean in means.items()):

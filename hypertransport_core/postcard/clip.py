@@ -19,6 +19,7 @@ from .. import broken_torchvision, files
 from ..encoders.base import EncoderError
 from ..encoders.preprocess import normalise, resize_and_crop
 from ..encoders.transformers_clip import first_line
+from ..network_state import load_into
 
 CONTEXT_LENGTH = 24
 TEXT_WIDTH = 192
@@ -209,5 +210,5 @@ class PostcardCLIP(nn.Module):
             raise  # no fault of the file
         except ValueError as error:
             raise files.FileError(f"{path} cannot be used: {error}") from error
-        files.load_into(clip.model, tensors, path)
+        load_into(clip.model, tensors, path)
         return clip.to(dtype).train(False)

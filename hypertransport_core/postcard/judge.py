@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
+from ..network_state import built
 from .concepts import concepts
 from .render import COLOURS
 from .subjects import SUBJECTS
@@ -70,9 +71,12 @@ class Judge(nn.Module):
     def load(cls, path: str | Path) -> Judge:
         """In evaluation mode; raises FileError for a damaged file or one made for another list of concepts."""
         tensors, header = files.load_file(path, KIND)
-        if header.get("concepts") != [c.name for c in concepts()]:
-            raise files.FileError(f"{path} judges {len(header.get('concepts', []))} concepts that are not this version's {len(concepts())}: "
-                                  "train it again with python -m hypertransport_core.postcard.train judge")
-        judge = cls(tuple(header["widths"]))
-        judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-        return judge.eval()
+        known, widths = header.get("concepts"), header.get("widths")
+        if not isinstance(known, list) or not isinstance(widths, list):
+            raise files.FileError(f"{path} names neither its concepts nor its widths, expected both in its header: "
+                                  "download the file again, or train it with "
+                                  "python -m hypertransport_core.postcard.train_judge")
+        if known != [c.name for c in concepts()]:
+            raise files.FileError(f"{path} judges {len(known)} concepts that are not this version's {len(concepts())}: "
+                                  "train it again with python -m hypertransport_core.postcard.train_judge")
+        return built(lambda: cls(tuple(widths)), {"widths": widths}, tensors, path).train(False)

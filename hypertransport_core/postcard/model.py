@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
+from ..network_state import built
 from ..sites import Site, find_sites
 from ..steering import Steering
 from .clip import PostcardCLIP
@@ -116,10 +117,9 @@ class PostcardBackbone:
 def load_network(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PostcardUNet:
     """The UNet of a `postcard_model` file, on the CPU. Raises FileError."""
     tensors, header = files.load_file(path, KIND)
-    try:
-        network = PostcardUNet(UNetConfig.from_dict(header["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise files.FileError(f"{path} has no usable 'config' ({error}), expected the dimensions of a Postcard network: "
-                              "download or train the file again") from error
-    files.load_into(network, tensors, path)
+    config = header.get("config")
+    if not isinstance(config, dict):
+        raise files.FileError(f"{path} has no 'config' in its header, expected the dimensions of a Postcard network: "
+                              "download or train the file again")
+    network = built(lambda: PostcardUNet(UNetConfig.from_dict(config)), config, tensors, path)
     return network.to(dtype)

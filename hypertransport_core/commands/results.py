@@ -15,11 +15,13 @@ from .options import add_weights_options
 
 if TYPE_CHECKING:
     from ..evaluation.results import ResultsSettings
+    from ..evaluation.stored import Stored
 
 FIT_BATCH = 4  # samples per step of LinEAS
 QUICK: dict[str, Any] = {"concepts": 12, "prompts": 4, "fit_concepts": 0, "world": 102, "renders": 500}
 QUICK_STUDIES: dict[str, Any] = {"validation": 4, "validation_fits": 0, "scenes": 2, "pairs": 20, "seeds": 4}
-NUMBERS, TABLE, PAGE = "results.json", "results.csv", "results.md"
+TABLE, PAGE = "results.csv", "results.md"
+MEASURED = Path("runs") / "results"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="12 held-out concepts, 4 scenes each, without the methods that need minutes (lineas_1000, nearest, ridge)",
     )
     parser.add_argument(
-        "--page", action="store_true", help="measure nothing: page, table and charts again from FOLDER/results.json"
+        "--measured",
+        type=Path,
+        default=MEASURED,
+        metavar="FOLDER",
+        help=f"where all that is measured is kept, part by part as it comes in (default: {MEASURED})",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="measure nothing: page, table, charts and sheets again from what a run has kept there, also where that run "
+        "was stopped; from a page's own folder, its sheets stay as they are",
     )
     parser.add_argument(
         "--cache", type=Path, default=None, metavar="FOLDER", help="keep finished fits here, so that a stopped run goes on"
@@ -59,48 +74,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and write the page; returns the exit code."""
-    from ..evaluation import charts
-    from ..evaluation.page import FOLDER, read_numbers, write_csv, write_page
-    from ..evaluation.report import write_json
+    from ..evaluation import charts, stored
+    from ..evaluation.results import ResultsError
 
     if options.output.exists() and not options.output.is_dir():
         raise CommandError(f"--output is the file {options.output}, expected a folder such as docs.")
     charts.check()
-    pictures = options.output / FOLDER
-    if options.page:
-        flat = read_numbers(options.output / NUMBERS)
-        sheets = [path.name for path in sorted(pictures.glob("*.jpg"))]
-    else:
-        flat, sheets = _measured(options, pictures)
-        write_json(options.output / NUMBERS, flat)
-    drawn = charts.draw_all(flat, pictures)
-    write_csv(options.output / TABLE, flat)
-    write_page(options.output, flat, [*drawn, *sheets])
-    print(f"{options.output / PAGE}: {len(drawn)} charts, {len(sheets)} sheets, {flat['seconds'] / 60:.1f} minutes")
+    source, failure = options.source, None
+    if source is None:
+        source = options.measured
+        try:
+            _measure(options, source)
+        except ResultsError as error:  # the page of all that went well first
+            failure = error
+    _draw(stored.load(source), options.output, keep_sheets=source.resolve() == options.output.resolve())
+    if failure is not None:
+        raise failure
     return 0
 
 
-def _measured(options: argparse.Namespace, pictures: Path) -> tuple[dict[str, object], list[str]]:
-    """A run: its numbers, and the names of the sheets written."""
-    from ..evaluation import gallery
+def _measure(options: argparse.Namespace, folder: Path) -> None:
+    """A run, kept in `folder`."""
+    from ..evaluation import stored
     from ..evaluation.results import measure
     from ..postcard.judge import Judge
     from .evaluate import described
 
     settings = settings_of(options)
-    folder = WEIGHTS if options.weights is None else options.weights
-    if not (folder / JUDGE_FILE).is_file():
+    weights = WEIGHTS if options.weights is None else options.weights
+    if not (weights / JUDGE_FILE).is_file():
         raise FileError(
-            f"{folder} holds no {JUDGE_FILE}, expected the judge of the Postcard world: check --weights, or download "
+            f"{weights} holds no {JUDGE_FILE}, expected the judge of the Postcard world: check --weights, or download "
             "the package again"
         )
-    pipeline = Pipeline.load(folder, hypernetwork=options.hypernetwork)
-    measured = measure(pipeline, Judge.load(folder / JUDGE_FILE), settings, quiet=options.quiet)
-    flat = measured.flat | described(options, settings.evaluation, pipeline) | {"command": command_of(options)}
-    pictures.mkdir(parents=True, exist_ok=True)
-    for old in pictures.glob("*.jpg"):  # of a run with more sheets
-        old.unlink()
-    return flat, gallery.draw_all(measured, pictures)
+    pipeline = Pipeline.load(weights, hypernetwork=options.hypernetwork)
+    about = described(options, settings.evaluation, pipeline) | {"command": command_of(options)}
+    measure(
+        pipeline,
+        Judge.load(weights / JUDGE_FILE),
+        settings,
+        lambda flat, pictures: stored.save(folder, flat | about, pictures),
+        quiet=options.quiet,
+    )
+
+
+def _draw(found: Stored, output: Path, *, keep_sheets: bool) -> None:
+    """Page, table, numbers, charts and sheets. keep_sheets: where no pictures are kept, those drawn before stay."""
+    from ..evaluation import charts, gallery
+    from ..evaluation.page import FOLDER, write_csv, write_page
+    from ..evaluation.report import write_json
+    from ..evaluation.stored import NUMBERS
+
+    pictures = output / FOLDER
+    before = sorted(path.name for path in pictures.glob("*.jpg"))
+    sheets = before if keep_sheets and found.pictures is None else gallery.draw_all(found, pictures)
+    drawn = charts.draw_all(found.flat, pictures)
+    for path in [*pictures.glob("*.jpg"), *pictures.glob("*.png")]:
+        if path.name not in (*sheets, *drawn):  # of a run with more of them
+            path.unlink()
+    write_json(output / NUMBERS, found.flat)
+    write_csv(output / TABLE, found.flat)
+    write_page(output, found.flat, [*drawn, *sheets])
+    minutes = found.flat["seconds"] / 60
+    print(f"{output / PAGE}: {len(drawn)} charts, {len(sheets)} sheets, measured in {minutes:.1f} minutes")
 
 
 def command_of(options: argparse.Namespace) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..files import write_atomically
 from ..sheets import Row, contact_sheet
+from .measures import STRENGTHS
+from .methods import stratified
 from .report import TITLES
-from .results import Measured
-from .studies import BEYOND, WAYS, best_of
+from .stored import Shown, Stored
+from .studies import BEYOND, REMOVALS, WAYS, best_of, pairs_of
+
+Flat = Mapping[str, Any]
 
 QUALITY = 80  # colours at half resolution are those of the pictures themselves, which sheets show twice as large
 ROWS = 12  # of a sheet of the gallery
@@ -30,19 +35,25 @@ COLUMNS = (
 FITTED = ("linear_act", "lineas_50", "lineas_1000")
 
 
-def draw_all(measured: Measured, folder: Path) -> list[str]:
-    """Write all sheets; returns the files' names. Raises FileError."""
-    names = measured.session.result.heldout
+def draw_all(stored: Stored, folder: Path) -> list[str]:
+    """Write all sheets that there are pictures for; returns the files' names. Raises FileError."""
+    if stored.pictures is None:
+        return []
+    flat, pictures = stored.flat, stored.pictures
+    names = [name for name in flat["concepts"] if ("unsteered", name) in pictures]
     sheets: dict[str, Tensor | None] = {}
     for number, start in enumerate(range(0, len(names), ROWS), 1):
-        part = names[start : start + ROWS]
         title = f"Held-out concepts, sheet {number} of {-(-len(names) // ROWS)}"
-        sheets[f"gallery-{number}"] = _sheet(measured, part, title)
-    order = ranked(measured)
+        sheets[f"gallery-{number}"] = _sheet(flat, pictures, names[start : start + ROWS], title)
+    order = ranked(flat)
     count = min(EXTREME, len(order) // 2)
-    sheets["best"] = _sheet(measured, order[:count], f"The {count} best by measure") if count else None
-    sheets["worst"] = _sheet(measured, order[::-1][:count], f"The {count} worst by measure") if count else None
-    sheets |= {"strength": _strengths(measured), "composition": _composition(measured), "removal": _removal(measured)}
+    sheets["best"] = _sheet(flat, pictures, order[:count], f"The {count} best by measure")
+    sheets["worst"] = _sheet(flat, pictures, order[::-1][:count], f"The {count} worst by measure")
+    sheets |= {
+        "strength": _strengths(flat, pictures),
+        "composition": _composition(flat, pictures),
+        "removal": _removal(flat, pictures),
+    }
     written = []
     for name, sheet in sheets.items():
         if sheet is not None:
@@ -51,11 +62,11 @@ def draw_all(measured: Measured, folder: Path) -> list[str]:
     return written
 
 
-def ranked(measured: Measured) -> list[str]:
+def ranked(flat: Flat) -> list[str]:
     """Held-out concepts, best first: by the judge's share of pictures with the concept and the right subject and
     colour, then by its probability of the concept, from words at strength 1."""
-    scores = measured.session.result.scores.get("ours_text", {})
-    return sorted(scores, key=lambda name: (-_or_zero(scores[name]["joint"]), -scores[name]["probability"], name))
+    scores = {name: about["ours_text"] for name, about in flat["concepts"].items() if "ours_text" in about}
+    return sorted(scores, key=lambda name: (-(scores[name]["joint"] or 0.0), -scores[name]["probability"], name))
 
 
 def save_jpeg(path: Path, picture: Tensor) -> None:
@@ -69,83 +80,88 @@ def save_jpeg(path: Path, picture: Tensor) -> None:
     )
 
 
-def _sheet(measured: Measured, names: Sequence[str], title: str) -> Tensor | None:
+def _sheet(flat: Flat, pictures: Shown, names: Sequence[str], title: str) -> Tensor | None:
     """One row per concept, one column per method that has a picture of any of them."""
-    result = measured.session.result
-    columns = [(key, words) for key, words in COLUMNS if any(_key(measured, key, name) for name in names)]
+    columns = [(key, words) for key, words in COLUMNS if any(_of(pictures, key, name) is not None for name in names)]
+    if not names or not columns:
+        return None
     rows = []
     for name in names:
-        score = result.scores.get("ours_text", {}).get(name)
-        note = result.prompts[name] + (f". Named {score['concept']:.0%}" if score else "")
-        keys = [_key(measured, key, name) for key, _ in columns]
-        rows.append(Row([result.examples[key] if key else None for key in keys], name, note))
-    if not rows:
-        return None
+        score = flat["concepts"][name].get("ours_text")
+        note = flat["concepts"][name]["prompt"] + (f". Named {score['concept']:.0%}" if score else "")
+        rows.append(Row([_of(pictures, key, name) for key, _ in columns], name, note))
     footer = (
-        f"Every row: one prompt and one seed for all columns, {measured.session.settings.steps} steps. Named: share of "
-        "all this concept's pictures from words in which the judge names it. Linear-AcT and LinEAS are fitted to the "
-        "concept, at the strength chosen on validation concepts; HyperTransport never saw it."
+        f"Every row: one prompt and one seed for all columns, {flat['counts.steps']} steps. Named: share of all this "
+        "concept's pictures from words in which the judge names it. Linear-AcT and LinEAS are fitted to the concept, at "
+        f"the strength chosen on validation concepts; HyperTransport never saw it. {flat['command']}"
     )
-    headings = [
-        f"{words}, strength {measured.studies.strength(key):g}" if key in FITTED else words for key, words in columns
-    ]
+    headings = []
+    for key, words in columns:
+        strength = flat.get(f"best.{key}.strength")
+        headings.append(f"{words}, strength {strength:g}" if key in FITTED and strength is not None else words)
     return contact_sheet(rows, headings, title=title, footer=footer, upscale=2)
 
 
-def _key(measured: Measured, method: str, name: str) -> tuple[str, str] | None:
-    """Where the picture of a method is: per-concept fits are shown at their chosen strength."""
-    examples = measured.session.result.examples
+def _of(pictures: Shown, method: str, name: str) -> Tensor | None:
+    """The picture of a method; per-concept fits are shown at their chosen strength."""
     for key in ((best_of(method), name),) * (method in FITTED) + ((method, name),):
-        if key in examples:
-            return key
+        if key in pictures:
+            return _floats(pictures[key])[0]
     return None
 
 
-def _strengths(measured: Measured) -> Tensor | None:
+def _floats(pictures: Tensor) -> list[Tensor]:
+    return list(pictures.float() / 255)
+
+
+def _strengths(flat: Flat, pictures: Shown) -> Tensor | None:
     """Concepts from the best to the worst over all strengths."""
-    result, studies = measured.session.result, measured.studies
-    order = ranked(measured)
+    order = ranked(flat)
     names = [order[len(order) * part // 6] for part in range(6)] if len(order) >= 6 else order
-    between = (0.0, 0.25, 0.5, 0.75, 1.0)
-    rows = [
-        Row(
-            [*(result.examples.get((f"ours_text {s:g}", name)) for s in between), *studies.examples["strength", name]],
-            name,
-            result.prompts[name],
-        )
-        for name in names
-        if ("strength", name) in studies.examples
-    ]
-    if not rows:
+    rows = []
+    for name in names:
+        beyond = _floats(pictures["strength", name]) if ("strength", name) in pictures else [None] * len(BEYOND)
+        steps = [_of(pictures, f"ours_text {strength:g}", name) for strength in STRENGTHS]
+        rows.append(Row([*steps, *beyond], name, flat["concepts"][name]["prompt"]))
+    if not any(picture is not None for row in rows for picture in row.pictures):
         return None
-    headings = [f"strength {s:g}" for s in (*between, *BEYOND)]
     return contact_sheet(
-        rows, headings, title="From off to too strong", subtitle="Concepts from the best to the worst", upscale=2
+        rows,
+        [f"strength {s:g}" for s in (*STRENGTHS, *BEYOND)],
+        title="From off to too strong",
+        subtitle="HyperTransport from words; concepts from the best to the worst",
+        footer=flat["command"],
+        upscale=2,
     )
 
 
-def _composition(measured: Measured) -> Tensor | None:
+def _composition(flat: Flat, pictures: Shown) -> Tensor | None:
     """The first pairs, which a hash has chosen."""
-    words = {"sum": "sum", "sequence": "one after another", "mix": "mean embedding", "prompting": "both in the prompt",
-             "one_only": "the first alone"}
-    found = [(pair, seen) for (part, pair), seen in measured.studies.examples.items() if part == "composition"][:10]
-    prompt = measured.session.scenes.prompts[0]
-    rows = [Row(seen, pair, prompt) for pair, seen in found]
-    return contact_sheet(rows, [words[way] for way in WAYS], title="Two concepts at once", upscale=2) if rows else None
+    words = {"sum": "sum of maps", "sequence": "one after another", "mix": "mean embedding",
+             "prompting": "both in the prompt", "one_only": "the first alone"}
+    pairs = pairs_of(list(flat["concepts"]), 10)
+    rows = _study(flat, pictures, "composition", [" + ".join(pair) for pair in pairs], len(WAYS))
+    headings = [words[way] for way in WAYS]
+    title, subtitle = "Two concepts at once", "Strength 1; pairs of held-out concepts, chosen by a hash"
+    return contact_sheet(rows, headings, title=title, subtitle=subtitle, footer=flat["command"], upscale=2) if rows else None
 
 
-def _removal(measured: Measured) -> Tensor | None:
+def _removal(flat: Flat, pictures: Shown) -> Tensor | None:
     """The first held-out concept of every category."""
-    from .methods import stratified
-
-    names = stratified(measured.session.result.heldout, 9)
-    found = [(name, measured.studies.examples.get(("removal", name))) for name in names]
-    prompt = measured.session.scenes.prompts[0]
-    plain = measured.session.plain.pictures[0]
-    rows = [Row([*seen, plain], name, f"{prompt}, {name}") for name, seen in found if seen]
-    headings = ["concept in the prompt", "taken out, inverse maps", "strength -1", "inverse Mean-AcT", "never asked for"]
-    return contact_sheet(rows, headings, title="Taken away", upscale=2) if rows else None
+    names = stratified(list(flat["concepts"]), 9)
+    rows = _study(flat, pictures, "removal", names, len(REMOVALS) + 2)
+    headings = ["concept in the prompt", "inverse maps, strength 1", "maps, strength -1", "inverse Mean-AcT", "never asked for"]
+    strength = flat.get("best.mean_act.strength")
+    if strength is not None:
+        headings[3] += f", strength {strength:g}"
+    return contact_sheet(rows, headings, title="Taken away", footer=flat["command"], upscale=2) if rows else None
 
 
-def _or_zero(value: float) -> float:
-    return value if value == value else 0.0
+def _study(flat: Flat, pictures: Shown, study: str, names: Sequence[str], columns: int) -> list[Row]:
+    """A row per concept or pair that a study has all pictures of; the scene is the run's first."""
+    found = [(name, pictures.get((study, name))) for name in names]
+    return [
+        Row(_floats(several), name, flat["scene"])
+        for name, several in found
+        if several is not None and len(several) == columns
+    ]

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import FileError, write_atomically
+from ..files import write_atomically
 from .page_text import TEMPLATE
 from .page_tables import NOT_MEASURED, TABLES, formatted
 
@@ -68,22 +67,9 @@ def write_csv(path: Path, flat: Mapping[str, Any]) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_numbers(path: Path) -> dict[str, Any]:
-    """A results file written before. Raises FileError."""
-    try:
-        flat = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read as results ({error}), expected a file that the command results wrote: "
-                        "run it without --page") from error
-    if not isinstance(flat, dict) or "command" not in flat or "concepts" not in flat:
-        raise FileError(f"{path} holds no results of this command, expected its keys 'command' and 'concepts': run it "
-                        "without --page")
-    return flat
-
-
 def keys_of(template: str = TEMPLATE) -> list[str]:
     """The keys that a template names."""
     return [match[1] for match in PLACE.finditer(template)]
 
 
-__all__ = ["NOT_MEASURED", "keys_of", "page", "read_numbers", "write_csv", "write_page"]
+__all__ = ["NOT_MEASURED", "keys_of", "page", "write_csv", "write_page"]

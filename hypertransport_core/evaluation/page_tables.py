@@ -111,8 +111,8 @@ def _versus(flat: Flat) -> str:
         cells = []
         for measure in measures:
             key = f"versus.{m}.{measure}"
-            verdict = flat.get(f"{key}.verdict", NOT_MEASURED)
-            cells.append(f"{_strong(verdict)} {_signed(flat, key)}")
+            verdict = flat.get(f"{key}.verdict")
+            cells.append(f"{_strong(verdict)} {_signed(flat, key)}" if verdict else NOT_MEASURED)
         rows.append([TITLES[m], formatted(flat, f"versus.{m}.concepts", "n"), *cells])
     head = ["HyperTransport, words, against", "concepts", "concept", "subject", "colour", "all three", "place", "error"]
     return table(head, rows)
@@ -294,6 +294,12 @@ def _extremes(flat: Flat) -> str:
     return table(["category", "from words", "from one picture", "prompting", "Linear-AcT at strength 1"], rows)
 
 
+def _missing(flat: Flat) -> str:
+    """A warning on a page whose run was stopped, or had a part that failed."""
+    missing = flat.get("parts.missing")
+    return f"**This run is not whole**; it lacks: {', '.join(missing)}.\n\n" if missing else ""
+
+
 # Goals of the project: (words, key, smallest value or None, largest value or None)
 GOALS = (
     ("concept from words, as a share of prompting's", "share_of_prompting", 0.9, None),
@@ -317,6 +323,7 @@ def _goals(flat: Flat) -> str:
 
 
 TABLES: dict[str, Callable[[Flat], str]] = {
+    "missing": _missing,
     "at_one": _at_one,
     "at_best": _at_best,
     "versus": _versus,

@@ -12,10 +12,10 @@ would use instead, and where it loses.
 [[command|s]]
 ```
 
-Everything below comes out of that one run: numbers in [results.json](results.json) and [results.csv](results.csv)
-(there with intervals), pictures in [results/](results/). Another `--seed` draws other scenes and other noise;
-`--page` writes this page and its charts again from the numbers that are there; `python -m hypertransport_core results
---help` has the rest. Shortened run (`--quick`): [[quick|s]].
+[[table:missing]]Everything below comes out of that one run: numbers in [results.json](results.json) and
+[results.csv](results.csv) (both with intervals), pictures in [results/](results/). Another `--seed` draws other scenes
+and other noise; `--from FOLDER` draws page, charts and sheets again from what a run has kept; `python -m
+hypertransport_core results --help` has the rest. Shortened run (`--quick`): [[quick|s]].
 
 **How it was measured.** [[counts.heldout|n]] held-out concepts of the embedded [Postcard world](postcard.md)
 ([[counts.concepts|n]] concepts in all), [[counts.prompts|n]] scenes each that no training used, the same scenes and

@@ -71,6 +71,7 @@ def flatten(result: Result, settings: EvaluationSettings) -> dict[str, Any]:
                     "category": by_name()[name].category,
                     "nearest": result.nearest[name],
                     "distance": result.distances[name],
+                    "prompt": result.prompts[name],
                     **{method: scores[name] for method, scores in result.scores.items() if name in scores},
                 }
                 for name in result.heldout

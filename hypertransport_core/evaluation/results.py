@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from .measures import STRENGTHS, mean
 from .methods import DEAR, EVERY, SAMPLES, cost_of_step
 from .report import MEASURES, MORE_MEASURES, clean, flatten
 from .runner import EvaluationSettings, Session, speed, total_cost
+from .stored import Shown, as_bytes
 from .studies import BEYOND, GRID, Studies, StudySettings
 
 ALL_MEASURES = (*MEASURES, *MORE_MEASURES)
@@ -33,33 +34,67 @@ class ResultsSettings:
     studies: StudySettings = field(default_factory=StudySettings)
 
 
-@dataclass
-class Measured:
-    """A finished run: numbers under flat keys, and the pictures for the sheets."""
-
-    flat: dict[str, Any]
-    session: Session
-    studies: Studies
+class ResultsError(RuntimeError):
+    """Parts of a run that went wrong while the others were measured; the message is one sentence."""
 
 
-def measure(pipeline: Pipeline, judge: Judge, settings: ResultsSettings, *, quiet: bool = False) -> Measured:
-    """Run everything. What outlasts a stopped run is the cache of fits."""
+Keep = Callable[[dict[str, Any], Shown], None]
+"""Hears the numbers and the pictures measured so far."""
+
+
+def measure(
+    pipeline: Pipeline, judge: Judge, settings: ResultsSettings, keep: Keep, *, quiet: bool = False
+) -> None:
+    """Run everything; `keep` gets all that is measured after every part, so a run that is stopped has lost one part.
+
+    A study that fails does not take the others with it: what it would have measured is missing, and ResultsError says
+    so at the end.
+    """
     session = Session(pipeline, judge, settings.evaluation, quiet=quiet)
-    methods, found = settings.evaluation.methods, Studies()
+    methods, found, more = settings.evaluation.methods, Studies(), settings.studies
     session.progress.total = _cost(settings, session)
     session.compare()
-    study.choose_strengths(session, found, settings.studies, methods)
-    study.at_best_strength(session, found, methods)
+    parts: dict[str, Callable[[], None]] = {
+        "strengths on validation concepts": lambda: study.choose_strengths(session, found, more, methods),
+        "methods at these strengths": lambda: study.at_best_strength(session, found, methods),
+    }
     if "ours_text" in methods:
-        study.stronger(session, found)
-        study.remove(session, found, settings.studies)
-        study.compose(session, found, settings.studies)
-        study.reword(session, found, settings.studies)
-    study.vary(session, found, settings.studies, [method for method in VARIED if method in methods])
-    session.result.speed = speed(session.methods, session.result.heldout, session.fitter)
-    session.result.seconds = time.monotonic() - session.started
+        parts |= {
+            "strengths beyond 1": lambda: study.stronger(session, found),
+            "removal": lambda: study.remove(session, found, more),
+            "composition": lambda: study.compose(session, found, more),
+            "other words": lambda: study.reword(session, found, more),
+        }
+    varied = [method for method in VARIED if method in methods]
+    parts |= {
+        "other seeds": lambda: study.vary(session, found, more, varied),
+        "seconds": lambda: _speed(session),
+    }
+    failed: dict[str, Exception] = {}
+    for number, (name, part) in enumerate(parts.items(), 1):
+        try:
+            part()
+        except Exception as error:
+            failed[name] = error
+        session.result.seconds = time.monotonic() - session.started
+        missing = [*failed, *list(parts)[number:]]
+        keep(numbers(session, found, settings) | {"parts.missing": missing}, shown(session, found))
     session.progress.finish()
-    return Measured(numbers(session, found, settings), session, found)
+    if failed:
+        words = ", ".join(f"{name} ({type(error).__name__}: {error})" for name, error in failed.items())
+        raise ResultsError(
+            f"What was measured is kept and lacks {words}; run it again with --traceback to see where it went wrong."
+        ) from next(iter(failed.values()))
+
+
+def _speed(session: Session) -> None:
+    session.result.speed = speed(session.methods, session.result.heldout, session.fitter)
+
+
+def shown(session: Session, found: Studies) -> Shown:
+    """The pictures that sheets are made of."""
+    pictures = {key: as_bytes([picture]) for key, picture in session.result.examples.items()}
+    return pictures | {key: as_bytes(several) for key, several in found.examples.items()}
 
 
 def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict[str, Any]:
@@ -86,6 +121,7 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
             "counts.seeds": settings.studies.seeds,
             "counts.near_top": study.NEAR_TOP,
             "counts.seed": settings.evaluation.seed,
+            "scene": session.scenes.prompts[0],
             "strength_grid": list(GRID),
             "ridge.penalty": session.methods.ridge_penalty,
         }
@@ -135,7 +171,8 @@ def _versus(found: Studies) -> dict[str, Any]:
             flat[f"interval.{key}"] = [low, high]
             if measure_name in LOWER_IS_BETTER:
                 low, high = -high, -low
-            flat[f"{key}.verdict"] = "wins" if low > 0 else "loses" if high < 0 else "ties"
+            if pairs:
+                flat[f"{key}.verdict"] = "wins" if low > 0 else "loses" if high < 0 else "ties"
     return flat
 
 

@@ -55,7 +55,7 @@ class Studies:
     chosen_on: dict[str, list[str]] = field(default_factory=dict)
     best: dict[str, PerConcept] = field(default_factory=dict)
     beyond: dict[str, dict[float, dict[str, float]]] = field(default_factory=dict)
-    identical: bool = False
+    identical: bool | None = None
     removal: dict[str, PerConcept] = field(default_factory=dict)
     composition: dict[str, PerConcept] = field(default_factory=dict)
     wordings: dict[str, PerConcept] = field(default_factory=dict)
@@ -150,6 +150,7 @@ def remove(session: Session, studies: Studies, settings: StudySettings) -> None:
                 "error": float(some.renders.near(pictures, NO_CONCEPT).error.mean()),
             }
             studies.examples.setdefault(("removal", name), [shown[0]]).append(pictures[0])
+        studies.examples["removal", name].append(session.plain.pictures[0])
 
 
 def pairs_of(names: Sequence[str], count: int) -> list[tuple[str, str]]:

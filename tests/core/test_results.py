@@ -14,7 +14,7 @@ from PIL import Image
 
 from hypertransport_core.commands import main, results
 from hypertransport_core.commands.results import settings_of
-from hypertransport_core.evaluation import charts, page as page_module, studies as studies_module
+from hypertransport_core.evaluation import charts, page as page_module, stored, studies as studies_module
 from hypertransport_core.evaluation.bootstrap import ratio_interval
 from hypertransport_core.evaluation.measures import fresh_scenes
 from hypertransport_core.evaluation.methods import EVERY, Ridge, reference
@@ -30,6 +30,7 @@ from small_postcard import write_world
 
 TINY = ["--concepts", "2", "--prompts", "2", "--fit-concepts", "0", "--fit-validation", "0", "--validation", "1"]
 TINY += ["--pairs", "1", "--quick", "--quiet", "--methods", "ours_text,ours_image,prompting,linear_act,mean_act"]
+TINIEST = [*TINY[:-1], "ours_text"]
 CHANGING = ("seconds", "speed.")  # what the clock says
 
 
@@ -45,10 +46,10 @@ def sooner() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(weights, output) of a tiny run."""
+    """(weights, output) of a tiny run; what it measured is kept in the folder `kept` of the weights."""
     pytest.importorskip("matplotlib")
     weights, output = write_world(tmp_path_factory.mktemp("weights")), tmp_path_factory.mktemp("docs")
-    assert main(["results", "--weights", str(weights), "--output", str(output), *TINY]) == 0
+    assert main(["results", "--weights", str(weights), "--output", str(output), "--measured", str(weights / "kept"), *TINY]) == 0
     return weights, output
 
 
@@ -115,21 +116,65 @@ def test_numbers_on_the_page_are_those_of_the_file(run: tuple[Path, Path]) -> No
 
 def test_the_same_run_gives_the_same_and_the_page_can_be_written_again(run: tuple[Path, Path], tmp_path: Path) -> None:
     weights, output = run
-    assert main(["results", "--weights", str(weights), "--output", str(tmp_path), *TINY]) == 0
+    again, drawn = tmp_path / "again", tmp_path / "drawn"
+    assert main(["results", "--weights", str(weights), "--output", str(again), "--measured", str(tmp_path), *TINY]) == 0
     first, second = (
-        {key: value for key, value in numbers(folder).items() if not key.startswith(CHANGING)} for folder in (output, tmp_path)
+        {key: value for key, value in numbers(folder).items() if not key.startswith(CHANGING)} for folder in (output, again)
     )
     assert first == second
-    for path in (output / "results").iterdir():
-        assert path.read_bytes() == (tmp_path / "results" / path.name).read_bytes(), path.name
-    text = (tmp_path / "results.md").read_text(encoding="utf-8")
-    (tmp_path / "results.md").unlink()
-    assert main(["results", "--output", str(tmp_path), "--page"]) == 0
-    assert (tmp_path / "results.md").read_text(encoding="utf-8") == text
+    assert main(["results", "--output", str(drawn), "--from", str(weights / "kept")]) == 0
+    assert _contents(drawn) == _contents(output) and "results/removal.jpg" in _contents(drawn)
+    for name, content in _contents(output).items():
+        if name.startswith("results/"):
+            assert _contents(again)[name] == content, name
+    (drawn / "results.md").unlink()
+    (drawn / "results" / "gallery-7.jpg").write_bytes(b"of another run")
+    assert main(["results", "--output", str(drawn), "--from", str(weights / "kept")]) == 0
+    assert _contents(drawn) == _contents(output)
+    assert main(["results", "--output", str(drawn), "--from", str(drawn)]) == 0  # numbers only: the sheets stay
+    assert _contents(drawn) == _contents(output)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+
+
+def test_a_study_that_fails_costs_only_itself_and_the_page_says_so(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(studies_module, "remove", broken)
+    monkeypatch.chdir(tmp_path)
+    assert main(["results", "--weights", str(run[0]), "--output", "docs", *TINIEST]) == 2
+    assert "removal (ZeroDivisionError: by nothing)" in capsys.readouterr().err
+    flat, text = numbers(tmp_path / "docs"), (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+    assert flat["parts.missing"] == ["removal"] and "it lacks: removal." in text and "results/removal.jpg" not in text
+    assert flat["composition.both_present"] == numbers(run[1])["composition.both_present"] and "removal.gone" not in flat
+    assert (tmp_path / "runs" / "results" / stored.PICTURES).is_file() and "not whole" not in page_module.page(numbers(run[1]), [])
+
+
+def test_what_a_stopped_run_has_measured_makes_a_page(
+    run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies_module, "choose_strengths", lambda *_: None)
+    monkeypatch.setattr(studies_module, "stronger", stopped)
+    kept, output = tmp_path / "kept", tmp_path / "docs"
+    arguments = ["results", "--weights", str(run[0]), "--output", str(output), "--measured", str(kept), *TINIEST]
+    assert main(arguments) == 130 and not output.exists()
+    assert main(["results", "--output", str(output), "--from", str(kept)]) == 0
+    text = (output / "results.md").read_text(encoding="utf-8")
+    assert "it lacks: strengths beyond 1, removal, composition, other words, other seeds, seconds." in text
+    assert {"gallery-1.jpg", "strength.jpg"} <= {path.name for path in (output / "results").iterdir()}
+    assert "bit-identical to no steering in this run:\nnot measured" in text
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--methods", "magic"), ("--concepts", "0"), ("--pairs", "-1"), ("--page",), ("--prompts", "x")]
+    "arguments", [("--methods", "magic"), ("--concepts", "0"), ("--pairs", "-1"), ("--from", "nowhere"), ("--prompts", "x")]
 )
 def test_refusals_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
     pytest.importorskip("matplotlib")

@@ -8,20 +8,20 @@ import pytest
 import torch
 from pack import load_pack
 
-NAMES = ("sd15", "sdxl", "pixart", "flux", "sd3", "wan")
+NAMES = ("sd15", "sdxl", "pixart", "flux", "sd3", "wan", "hunyuan_image")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_early_exit_misses_no_site(name: str) -> None:
-    import tiny_hosts
-
     load_pack()
+    import host_training
+    import tiny_hosts
     from hypertransport_core.backbones import host_backbone
     from hypertransport_core.capture import PooledCapture
     from hypertransport_core.sites import SITE_SETS
     from tests.host.test_host_levels import PROMPTS, backbone_of
 
-    assert set(NAMES) == set(tiny_hosts.FAMILIES)
+    assert set(NAMES) == set(host_training.FAMILIES)
     backbone: Any = backbone_of(host_backbone, tiny_hosts.tiny_host(name))
     conditioning, noise = backbone.encode(PROMPTS), backbone.noise([1, 2])
     with torch.no_grad():

@@ -19,6 +19,10 @@ from torch import Tensor
 _KEY = "hypertransport_checkpoint"
 
 
+class CheckpointError(ValueError):
+    """A file that is no whole checkpoint; the message is one sentence with the cure."""
+
+
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[path] = value.detach().contiguous().cpu()
@@ -64,8 +68,8 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given (tuples come back as lists). Raises ValueError, one sentence, for any other or a
-    damaged file.
+    """What `save_checkpoint` was given (tuples come back as lists). Raises CheckpointError for any other or a damaged
+    file.
     """
     try:
         with safe_open(str(path), "pt") as f:
@@ -77,7 +81,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             raise ValueError("its checksum differs")
         return _restore(saved["tree"], tensors)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is not a whole checkpoint of this trainer ({type(error).__name__}): choose an older one of the "
             "run, or start again"
         ) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from ..checkpoints import load_checkpoint, save_checkpoint
 from .captions import TEMPLATES, captions, vocabulary
 from .clip import PostcardCLIP
-from .concepts import concepts
+from .concepts import concepts, split
 from .render import COLOURS, PLACES, SIZE_NAMES, Truth, random_truth, render
 from .subjects import SUBJECTS
+from .trainers import carried_out, trainer_options
 
 log = logging.getLogger(__name__)
 _FIELDS = {"subject": len(SUBJECTS), "colour": len(COLOURS), "size": len(SIZE_NAMES), "place": len(PLACES), "concept": len(concepts()) + 1}
@@ -39,6 +41,7 @@ class TruthTable(nn.Module):
         self.readers = nn.ModuleDict({name: nn.Linear(width, count) for name, count in _FIELDS.items()})
 
     def forward(self, facts: dict[str, Tensor]) -> Tensor:
+        """Facts by name, class indices (B,) each -> unit vectors (B, width)."""
         return nn.functional.normalize(self.head(sum(self.vectors[k](v) for k, v in facts.items())), dim=-1)
 
     def reading_loss(self, vectors: Tensor, facts: dict[str, Tensor]) -> Tensor:
@@ -60,6 +63,7 @@ def named_facts(truth: Truth, scene: Tensor, place: Tensor) -> dict[str, Tensor]
 
 
 def contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's loss: unit vectors (B, E) twice, of which row i belongs to row i; `scale` multiplies the cosines."""
     logits = a @ b.T * scale
     target = torch.arange(len(a))
     return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
@@ -69,7 +73,8 @@ def _schedule(step: int, steps: int, warm: int = 100) -> float:
     return min(1.0, (step + 1) / warm) * min(1.0, (steps - step) / (steps * .4))
 
 
-def train(clip: PostcardCLIP, table: TruthTable, *, stage: str, steps: int, batch: int, rate: float, seed: int, state_file: Path) -> None:
+def train(clip: PostcardCLIP, table: TruthTable, *, stage: str, steps: int, batch: int, rate: float, seed: int, state_file: Path,
+          save_every: int = 500) -> None:
     """Train the ``text`` or the ``vision`` stage in place; continues from `state_file` when that holds this stage."""
     vision = stage == "vision"
     params = [p for n, p in clip.named_parameters() if ("vision" in n or "visual" in n) == vision and "logit_scale" not in n] + list(table.parameters())
@@ -107,7 +112,7 @@ def train(clip: PostcardCLIP, table: TruthTable, *, stage: str, steps: int, batc
         seen += batch
         if step % 100 == 0 or step == steps - 1:
             log.info("%s step %d/%d loss %.3f (reading %.3f) %.0f/s", stage, step, steps, loss.item(), reading.item(), seen / (time.monotonic() - started))
-        if step % 500 == 499 or step == steps - 1:
+        if (step + 1) % save_every == 0 or step == steps - 1:
             save_checkpoint(state_file, {"stage": stage, "step": step + 1, "clip": clip.state_dict(), "table": table.state_dict(),
                                          "optimiser": optimiser.state_dict(), "rng": g.get_state()})
 
@@ -160,17 +165,8 @@ def retrieval(clip: PostcardCLIP, names: tuple[str, ...], per_concept: int = 8, 
     return (scores.masked_fill(~same, -9).argmax(1) == index).float().mean().item()
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("weights/postcard_clip.safetensors"))
-    parser.add_argument("--state", type=Path, default=Path("runs/postcard/clip.safetensors"), help="training state; an interrupted training continues from it")
-    parser.add_argument("--stages", nargs="+", default=["text", "vision", "align"], choices=["text", "vision", "align"])
-    parser.add_argument("--text-steps", type=int, default=450)
-    parser.add_argument("--vision-steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+def train_stages(args: argparse.Namespace) -> None:
+    """The wanted stages one after another, then the weights file and how well it retrieves. Raises CheckpointError, FileError."""
     torch.manual_seed(args.seed)
     clip = PostcardCLIP(vocabulary())
     clip.model.set_attn_implementation("eager")  # the fused kernel's backward is several times slower on a CPU
@@ -185,13 +181,22 @@ def main(argv: list[str] | None = None) -> None:
             log.info("words aligned with pictures, mean cosine of bare concepts %.3f", align(clip))
             continue
         train(clip, table, stage=stage, steps=getattr(args, f"{stage}_steps"), batch=args.batch * (2 if stage == "text" else 1),
-              rate=1e-3 if stage == "text" else 8e-4, seed=args.seed, state_file=args.state)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+              rate=1e-3 if stage == "text" else 8e-4, seed=args.seed, state_file=args.state, save_every=args.save_every)
     clip.save(args.output, dtype=torch.float16)
-    from .concepts import split
     for part, names in split().items():
         log.info("picture to concept words within category, %s: %.3f", part, retrieval(clip, names))
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns its exit code."""
+    parser = trainer_options(__doc__, "postcard_clip.safetensors", "clip.safetensors", seed=0)
+    parser.add_argument("--stages", nargs="+", default=["text", "vision", "align"], choices=["text", "vision", "align"])
+    parser.add_argument("--text-steps", type=int, default=450, help="of words against the truth, without pixels")
+    parser.add_argument("--vision-steps", type=int, default=600, help="of pictures against words")
+    parser.add_argument("--batch", type=int, default=128, help="postcards in a step; twice as many captions in the first stage")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between training states")
+    return carried_out(train_stages, parser.parse_args(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

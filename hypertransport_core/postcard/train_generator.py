@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from .captions import captions
 from .clip import PostcardCLIP
 from .coupling import place_of, to_latents, warmth_of
 from .render import random_truth, render, subject_mask
+from .trainers import carried_out, trainer_options
 from .unet import PostcardUNet, UNetConfig
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -108,10 +111,12 @@ class Training:
         self.generator = torch.Generator().manual_seed(seed)
 
     def state(self) -> dict[str, object]:
+        """What `load` takes: all that training needs to go on as if it had not stopped."""
         return {"network": self.network.state_dict(), "average": self.average, "optimisers": [o.state_dict() for o in self.optimisers],
                 "rng": self.generator.get_state(), "step": self.step, "pictures": self.pictures, "config": self.network.config.to_dict()}
 
     def load(self, state: dict) -> None:
+        """Take over a state of the same dimensions."""
         self.network.load_state_dict(state["network"])
         self.average = [a.clone() for a in state["average"]]
         for optimiser, saved in zip(self.optimisers, state["optimisers"]):
@@ -158,24 +163,8 @@ def _factor(step: int, steps: int, cooldown: float) -> float:
     return min(1., (step + 1) / 200) * min(1., max(.01, (steps - step) / max(1., steps * cooldown)))
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clip", type=Path, default=Path("weights/postcard_clip.safetensors"))
-    parser.add_argument("--output", type=Path, default=Path("weights/postcard.safetensors"))
-    parser.add_argument("--state", type=Path, default=Path("runs/postcard/generator.safetensors"),
-                        help="training state; an interrupted training continues from it")
-    parser.add_argument("--steps", type=int, default=2900)
-    parser.add_argument("--cooldown", type=float, default=.35, help="share of the steps over which the learning rate falls")
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--optimiser", choices=["muon", "adamw"], default="muon")
-    parser.add_argument("--channels", type=int, default=96)
-    parser.add_argument("--res-blocks", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="torch.compile: about 15 %% faster on a CPU, after a minute of compiling; needs a C++ compiler")
-    parser.add_argument("--save-every", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+def train(args: argparse.Namespace) -> None:
+    """Train the model, writing state and weights file on the way. Raises CheckpointError, FileError."""
     clip = PostcardCLIP.load(args.clip)
     config = UNetConfig(model_channels=args.channels, num_res_blocks=args.res_blocks, transformer_depth=(0, 1))
     run = Training(config, rate=args.rate, seed=args.seed, optimiser=args.optimiser, compile=args.compile)
@@ -192,8 +181,26 @@ def main(argv: list[str] | None = None) -> None:
                      (args.steps - run.step) / rate / 60)
         if run.step % args.save_every == 0 or run.step == args.steps:
             save_checkpoint(args.state, run.state())
-            save_model(args.output, run.averaged(), config, {"steps": run.step, "pictures": run.pictures, "seed": args.seed, "optimiser": args.optimiser})
+            save_model(args.output, run.averaged(), config,
+                       {"steps": run.step, "pictures": run.pictures, "seed": args.seed, "optimiser": args.optimiser})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns its exit code."""
+    parser = trainer_options(__doc__, "postcard.safetensors", "generator.safetensors", seed=0)
+    parser.add_argument("--clip", type=Path, default=Path("weights/postcard_clip.safetensors"), help="whose words it reads")
+    parser.add_argument("--steps", type=int, default=2900, help="optimisation steps")
+    parser.add_argument("--cooldown", type=float, default=.35, help="share of the steps over which the learning rate falls")
+    parser.add_argument("--batch", type=int, default=48, help="pictures in a step")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--optimiser", choices=["muon", "adamw"], default="muon")
+    parser.add_argument("--channels", type=int, default=96, help="width of the first level, a multiple of 32")
+    parser.add_argument("--res-blocks", type=int, default=1, help="residual blocks per level")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile: about 15 %% faster on a CPU, after a minute of compiling; needs a C++ compiler")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between training states")
+    return carried_out(train, parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..checkpoints import load_checkpoint, save_checkpoint
 from .concepts import concepts
 from .judge import Judge
 from .render import Truth, random_truth, render
+from .trainers import carried_out, trainer_options
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def blemished(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def targets(truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes of concept (the last is *no concept*), subject and colour, int64 (B,) each."""
     return torch.where(truth.concept < 0, len(concepts()), truth.concept), truth.subject, truth.colour
 
 
@@ -49,16 +51,8 @@ def accuracy(judge: Judge, count: int = 2000, seed: int = 77_001) -> dict[str, f
     return {name: torch.cat(h).mean().item() for name, h in zip(("concept", "subject", "colour"), hits)}
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("weights/postcard_judge.safetensors"))
-    parser.add_argument("--state", type=Path, default=Path("runs/postcard/judge.safetensors"), help="training state; an interrupted training continues from it")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=4242)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+def train(args: argparse.Namespace) -> None:
+    """Train the judge, report how often it is right on fresh renders, write its file. Raises CheckpointError, FileError."""
     torch.manual_seed(args.seed)
     judge = Judge().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(judge.parameters(), args.rate, weight_decay=.02)
@@ -82,13 +76,25 @@ def main(argv: list[str] | None = None) -> None:
         loss.backward()
         optimiser.step()
         if step % 100 == 0:
-            log.info("step %d/%d loss %.3f %.0f/s", step, args.steps, loss.item(), (step - first + 1) * args.batch / (time.monotonic() - started))
-        if step % 500 == 499 or step == args.steps - 1:
-            save_checkpoint(args.state, {"judge": judge.state_dict(), "optimiser": optimiser.state_dict(), "rng": g.get_state(), "step": step + 1})
+            log.info("step %d/%d loss %.3f %.0f/s", step, args.steps, loss.item(),
+                     (step - first + 1) * args.batch / (time.monotonic() - started))
+        if (step + 1) % args.save_every == 0 or step == args.steps - 1:
+            save_checkpoint(args.state, {"judge": judge.state_dict(), "optimiser": optimiser.state_dict(), "rng": g.get_state(),
+                                         "step": step + 1})
     rates = accuracy(judge)
     log.info("right on fresh renders: %s", rates)
     judge.save(args.output, {"training": {"steps": args.steps, "batch": args.batch, "seed": args.seed}, "accuracy": rates})
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns its exit code."""
+    parser = trainer_options(__doc__, "postcard_judge.safetensors", "judge.safetensors", seed=4242)
+    parser.add_argument("--steps", type=int, default=1600, help="optimisation steps")
+    parser.add_argument("--batch", type=int, default=64, help="renders in a step")
+    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between training states")
+    return carried_out(train, parser.parse_args(argv))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -65,6 +65,8 @@ def why_not_folded(model: ModelPatcher, steering: LiveSteering, wary: bool = Fal
     stretch = steering.stretches[0]
     if len(steering.stretches) > 1 or stretch.start > 0.0 or stretch.end < 1.0:
         return "they act in a part of the schedule only"
+    if steering.curve.constant is None:
+        return "their strength changes over the schedule"
     if steering.mask is not None:
         return "a mask limits them to a part of the picture"
     if steering.rows > 1:

@@ -29,6 +29,7 @@ from ..hypertransport_core.steering import Steering, SteeringError
 from .folding import fold_into_patches, why_not_folded
 from .prediction import predict
 from .sockets import PredictedMaps
+from .strengths import Curve, percent_of
 
 __all__ = ["MODES", "SCOPES", "LiveSteering", "check_maps", "install", "predict", "steer_model"]
 
@@ -48,6 +49,7 @@ def steer_model(
     *,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
+    curve: Sequence[float] = (1.0,),
     factors: Mapping[str, float] | None = None,
     mask: Tensor | None = None,
     scope: str = "both",
@@ -57,6 +59,7 @@ def steer_model(
 
     strength: λ, or a tensor (N,) with one per row of the latent batch; 0 is off, 1 the full map.
     start_percent, end_percent: of the schedule, 0 = pure noise, 1 = finished; acts from start on, end excluded.
+    curve: factors on the strength, spread evenly from start to end with straight lines between them.
     factors: {site kind or site path: factor on the strength}. mask: (H, W) or (N, H, W) in [0, 1], fitted to latents.
     scope: "both", "positive" or "negative" conds; see above. mode: "live", "folded" (into the weights), "auto" (folded
     where nothing needs live).
@@ -66,7 +69,7 @@ def steer_model(
     """
     _check_choice("scope", scope, SCOPES)
     _check_choice("mode", mode, MODES)
-    steering = LiveSteering(maps, strength, start_percent, end_percent, factors, mask, scope)
+    steering = LiveSteering(maps, strength, start_percent, end_percent, factors, mask, scope, curve)
     check_maps(model, maps)
     if steering.is_off:
         return model
@@ -118,6 +121,12 @@ class Stretch:
     def __init__(self, start: float, end: float, steering: Steering) -> None:
         self.start, self.end, self.steering = start, end, steering
 
+    def times(self, factor: float) -> Steering | None:
+        """The steering at a multiple of its strength; None where that is off."""
+        one = self.steering
+        made = Steering(one.maps, one.strength * factor, factors=one.factors, mask=one.mask)
+        return None if made.is_off() else made
+
     def active(self, sigma: Callable[[], float], model_sampling: Any) -> bool:
         """Whether a network call at this noise acts. Ask late: a schedule node after this one moves the percents."""
         return not (
@@ -143,6 +152,7 @@ class LiveSteering:
         factors: Mapping[str, float] | None = None,
         mask: Tensor | None = None,
         scope: str = "both",
+        curve: Sequence[float] = (1.0,),
     ) -> None:
         for name, value in (("start", start), ("end", end)):
             if not 0.0 <= value <= 1.0:
@@ -150,6 +160,8 @@ class LiveSteering:
                     f"The {name} is at {value:g} of the schedule, but must lie between 0 (pure noise) and 1."
                 )
         self.scope, self.name, self.stretches, count = scope, maps.name, [], len(maps.steps)
+        self.curve = Curve(curve, start, end)
+        strength = strength if self.curve.constant is None else strength * self.curve.constant
         # The core checks the mask and knows when it acts nowhere; it is laid out anew for every size of latents.
         parts = [Steering(one, strength, factors=factors, mask=mask) for one in maps.steps]
         self.mask = parts[0].mask
@@ -220,7 +232,10 @@ class LiveSteering:
                 found.append(float((t if sigmas is None else sigmas).max()))
             return found[0]
 
-        return next((s.steering for s in self.stretches if s.active(sigma, base.model_sampling)), None)
+        stretch = next((s for s in self.stretches if s.active(sigma, base.model_sampling)), None)
+        if stretch is None or self.curve.constant is not None:
+            return None if stretch is None else stretch.steering
+        return stretch.times(self.curve.at(percent_of(sigma(), base.model_sampling)))
 
     def _check_rows(self, batch: int, chunks: int) -> int:
         if batch % chunks:

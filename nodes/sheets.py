@@ -1,8 +1,8 @@
 """Strength Sheet and Draw Sheet: many strengths and concepts as the rows of one batch, with the same noise, labelled."""
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,21 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..hypertransport_core.sheets import Row, SheetError, contact_sheet
+from ..hypertransport_core.sites import SITE_KINDS
+from ..hypertransport_core.steering import Steering
 from ..hypertransport_core.transport import TransportMaps
 from .interception import steer_model
+from .layers import ALL, DEPTHS, each_alone
 from .sockets import Maps, PredictedMaps, Sheet, node_schema
+from .strengths import numbers
 
 MOST_PICTURES = 256
+CONCEPTS, KINDS, THIRDS = "concepts", "kinds of layers", "thirds of the depth"
 
 
 @dataclass(frozen=True)
 class SheetPlan:
-    """What a batch made for a sheet shows: one row per concept, one column per strength, concept by concept."""
+    """What a batch made for a sheet shows: a column per strength, a row per concept, or several where layers are apart."""
 
     strengths: tuple[float, ...]
     concepts: tuple[str, ...]
@@ -33,7 +38,7 @@ class SheetPlan:
         return len(self.strengths) * len(self.concepts)
 
     def __repr__(self) -> str:
-        return f"SheetPlan({len(self.concepts)} concepts x strengths {', '.join(f'{s:g}' for s in self.strengths)})"
+        return f"SheetPlan({len(self.concepts)} rows x strengths {', '.join(f'{s:g}' for s in self.strengths)})"
 
 
 class StrengthSheet(io.ComfyNode):
@@ -58,6 +63,9 @@ class StrengthSheet(io.ComfyNode):
                 io.String.Input("strengths", default="0, 0.25, 0.5, 0.75, 1", tooltip=(
                     "Strengths separated by commas or spaces, one column each: 0 = the picture without the concept, bit for "
                     "bit; 1 = the full concept; below 0 and above 1 extrapolate.")),
+                io.Combo.Input("rows", options=[CONCEPTS, KINDS, THIRDS], default=CONCEPTS, optional=True, tooltip=(
+                    "concepts: one row for each. kinds of layers, thirds of the depth: more rows per concept, first with all "
+                    "layers, then with only those of each kind (attention, MLP ...) or third (early, middle, late).")),
             ],
             outputs=[
                 io.Model.Output("steered_model", display_name="model", tooltip="For the sampler. It expects the batch of this "
@@ -67,12 +75,17 @@ class StrengthSheet(io.ComfyNode):
                 Sheet.Output("sheet", display_name="sheet", tooltip="What each picture shows, for Draw Sheet.")])
 
     @classmethod
-    def execute(cls, model: ModelPatcher, maps: PredictedMaps, latent: dict[str, Any], strengths: str) -> io.NodeOutput:
-        values = parse_strengths(strengths)
-        plan = SheetPlan(values, concept_names(maps))
+    def execute(
+        cls, model: ModelPatcher, maps: PredictedMaps, latent: dict[str, Any], strengths: str, rows: str = CONCEPTS
+    ) -> io.NodeOutput:
+        values = numbers(strengths)
+        names = concept_names(maps)
+        if rows != CONCEPTS:
+            maps, names = layers_apart(maps, names, SITE_KINDS if rows == KINDS else DEPTHS)
+        plan = SheetPlan(values, names)
         if plan.pictures > MOST_PICTURES:
-            raise SheetError(f"The sheet has {plan.pictures} pictures ({len(plan.concepts)} concepts, {len(values)} strengths), "
-                             f"expected at most {MOST_PICTURES}; give fewer strengths or concepts.")
+            raise SheetError(f"The sheet has {plan.pictures} pictures ({len(plan.concepts)} rows, {len(values)} strengths), "
+                             f"expected at most {MOST_PICTURES}; give fewer strengths or rows.")
         steered = steer_model(model, rows_for(maps, len(values)), torch.tensor(values * len(plan.concepts)))
         return io.NodeOutput(steered, repeated(latent, plan.pictures), plan)
 
@@ -112,20 +125,6 @@ class DrawSheet(io.ComfyNode):
         return io.NodeOutput(contact_sheet(rows, headings, title=title, upscale=factor).movedim(0, -1)[None])
 
 
-def parse_strengths(text: str) -> tuple[float, ...]:
-    """Numbers between commas, semicolons or spaces. Raises SheetError naming what is no finite number."""
-    values = []
-    for word in re.split(r"[,;\s]+", text.strip()):
-        try:
-            values.append(float(word))
-        except ValueError:
-            values.append(math.nan)
-        if not math.isfinite(values[-1]):
-            raise SheetError(f"'{word}' in the strengths '{text}' is no number, expected numbers separated by commas, such as "
-                             "0, 0.5, 1.")
-    return tuple(values)
-
-
 def concept_names(maps: PredictedMaps) -> tuple[str, ...]:
     """A name for every row of maps, as far as known."""
     if maps.rows == 1:
@@ -136,6 +135,24 @@ def concept_names(maps: PredictedMaps) -> tuple[str, ...]:
         parts = [part.strip() for part in re.split(r"[;\n]", maps.name)]
         names = parts if len(parts) == maps.rows else [f"concept {i + 1}" for i in range(maps.rows)]
     return tuple(str(name) for name in names)
+
+
+def layers_apart(maps: PredictedMaps, names: Sequence[str], layers: Sequence[str]) -> tuple[PredictedMaps, tuple[str, ...]]:
+    """Several rows for each, with names: the maps as they are, then only those of each kind or third among `layers`."""
+    apart = each_alone(layers, maps.steps[0].sites)
+    words = {layer: f"only {layer.replace('_', ' ')}" for layer in apart if layer != ALL}
+    if len(names) == 1:
+        labels = [*names, *words.values()]
+    else:
+        labels = [f"{name}, {words[layer]}" if layer in words else name for name in names for layer in apart]
+
+    def split(one: TransportMaps) -> TransportMaps:
+        rows = [one.row(min(i, one.rows - 1)) for i in range(len(names))]
+        return TransportMaps.stack(
+            [Steering(row, factors=factors).blended().onto(one.sites) for row in rows for factors in apart.values()]
+        )
+
+    return maps.change(split), tuple(labels)
 
 
 def rows_for(maps: PredictedMaps, strengths: int) -> PredictedMaps:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from comfy_api.latest import io
 
-from ..hypertransport_core.sites import SITE_KINDS
-from ..hypertransport_core.steering import depth_factors
 from .interception import MODES, SCOPES, predict, steer_model
+from .layers import factors_of, layer_choice, layer_factors
 from .sockets import Concept, HyperTransport, Maps, PredictedMaps, advanced, node_schema
+from .strengths import numbers
 
 if TYPE_CHECKING:
-    import torch
     from comfy.model_patcher import ModelPatcher
 
     from ..hypertransport_core.encoders.base import ConceptEmbedding
     from ..hypertransport_core.weights_io import HypernetworkFile
 
-DEPTHS = ("early", "middle", "late")
 ALIASES = ["steering", "activation steering", "transport", "style", "concept", "slider", "hypernetwork"]
-_KIND_WORDS = {
-    "self_attention": "outputs of self-attention: composition and texture",
-    "cross_attention": "outputs of cross-attention: what the picture takes from the prompt",
-    "mlp": "outputs of the MLPs",
-    "norm": "outputs of the norms",
-    "convolution": "outputs of convolutions (UNets only)",
-}
 
 
 def strength_input() -> io.Input:
@@ -68,15 +60,11 @@ def steering_options() -> list[io.Input]:
             "to 0.5 and 0.5 to 1 together are the whole.",
         ),
     ]
-    kinds = [_factor(kind, f"the {_KIND_WORDS[kind]}") for kind in SITE_KINDS]
-    depths = [
-        _factor(depth, f"the {word} third of the sites, in the order in which the model runs them")
-        for depth, word in zip(DEPTHS, ("first", "second", "last"))
-    ]
     return [
         *ends,
-        *kinds,
-        *depths,
+        layer_choice(),
+        *_several_strengths(),
+        *layer_factors(),
         io.Mask.Input(
             "mask",
             optional=True,
@@ -100,33 +88,44 @@ def steering_options() -> list[io.Input]:
                 default="live",
                 optional=True,
                 tooltip="live: in each step; a new strength takes effect at once. folded: in the weights, no cost per "
-                "step, but every change of strength patches them again; not with start, end, mask, scope or several "
-                "rows, and LoRAs belong before this node. auto: folded where possible, else live.",
+                "step, but every change of strength patches them again; not with start, end, curve, mask, scope or "
+                "several rows, and LoRAs belong before this node. auto: folded where possible, else live.",
             )
         ),
     ]
 
 
-def _factor(name: str, what: str) -> io.Input:
-    return advanced(
-        io.Float.Input(
-            name,
-            default=1.0,
-            min=0.0,
-            max=2.0,
-            step=0.05,
-            round=0.001,
-            optional=True,
-            tooltip=f"0 to 2, multiplies the strength on {what}. 0 = these are left alone.",
-        )
-    )
+def _several_strengths() -> list[io.Input]:
+    return [
+        advanced(
+            io.String.Input(
+                "curve",
+                default="",
+                optional=True,
+                tooltip="Factors on the strength over time, separated by commas: spread evenly from start_percent to "
+                "end_percent, with straight lines between. 1, 0 fades out; 0, 1 fades in; 0, 1, 0 swells. 0 = off "
+                "there. Empty: the same all the time.",
+            )
+        ),
+        advanced(
+            io.String.Input(
+                "per_picture",
+                default="",
+                optional=True,
+                tooltip="Factors on the strength, one per picture of the batch, separated by commas: 0, 0.5, 1 for "
+                "three. 0 = that picture is left as it is. Empty: all alike.",
+            )
+        ),
+    ]
 
 
-def factors_of(maps: PredictedMaps, options: dict[str, Any]) -> dict[str, float]:
-    """Take the factors per kind and depth out of a node's inputs: {site kind or path: factor} for `steer_model`."""
-    kinds = {kind: float(options.pop(kind, 1.0)) for kind in SITE_KINDS}
-    depths = [float(options.pop(depth, 1.0)) for depth in DEPTHS]
-    return {**kinds, **depth_factors(maps.steps[0].sites, *depths)}
+def steered(model: ModelPatcher, maps: PredictedMaps, strength: float, options: dict[str, Any]) -> ModelPatcher:
+    """`steer_model` with what `steering_options` gave."""
+    factors = factors_of(maps, options)
+    over_time, pictures = (str(options.pop(name, "")).strip() for name in ("curve", "per_picture"))
+    curve = numbers(over_time, "curve") if over_time else (1.0,)
+    rows = strength * torch.tensor(numbers(pictures, "factors per picture")) if pictures else strength
+    return steer_model(model, maps, rows, curve=curve, factors=factors, **options)
 
 
 def concept_input() -> io.Input:
@@ -186,12 +185,9 @@ class HyperTransportSteer(io.ComfyNode):
         weights: HypernetworkFile,
         concept: ConceptEmbedding,
         strength: float,
-        mask: torch.Tensor | None = None,
         **options: Any,
     ) -> io.NodeOutput:
-        maps = predict(weights, concept)
-        factors = factors_of(maps, options)
-        return io.NodeOutput(steer_model(model, maps, strength, factors=factors, mask=mask, **options))
+        return io.NodeOutput(steered(model, predict(weights, concept), strength, options))
 
 
 class HyperTransportPredictMaps(io.ComfyNode):
@@ -245,11 +241,8 @@ class HyperTransportSteerWithMaps(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model: ModelPatcher, maps: PredictedMaps, strength: float, mask: torch.Tensor | None = None, **options: Any
-    ) -> io.NodeOutput:
-        factors = factors_of(maps, options)
-        return io.NodeOutput(steer_model(model, maps, strength, factors=factors, mask=mask, **options))
+    def execute(cls, model: ModelPatcher, maps: PredictedMaps, strength: float, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(steered(model, maps, strength, options))
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (HyperTransportSteer, HyperTransportPredictMaps, HyperTransportSteerWithMaps)

@@ -228,3 +228,32 @@ def test_maps_per_step_take_equal_stretches_of_the_schedule(tiny):
     assert torch.equal(tiny.sample(steer(tiny.model, maps), **run), tiny.sample(chain, **run))
     late = steer(tiny.model, parts[1], start_percent=0.75)
     assert torch.equal(tiny.sample(steer(tiny.model, maps, start_percent=0.75), **run), tiny.sample(late, **run))
+
+
+def test_a_curve_is_a_staircase_over_the_steps(tiny):
+    """Each step has the strength that straight lines between the curve's values give at its place in the schedule."""
+    maps, run, start, end, values = tiny.maps(amount=0.1), {"steps": 4, "cfg": 1.0}, 0.1, 0.9, (1.0, 0.2, 0.6)
+    sigmas = []
+
+    def spy(executor, *args, **kwargs):
+        sigmas.append(float(args[5]["sigmas"].max()))
+        return executor(*args, **kwargs)
+
+    tiny.sample(with_wrapper(tiny.model, spy), **run)
+    grid = torch.linspace(0, 1, 4001)
+    sampling = tiny.model.get_model_object("model_sampling")
+    noise = torch.tensor([float(sampling.percent_to_sigma(float(percent))) for percent in grid])
+    places = [float(grid[(noise - sigma).abs().argmin()]) for sigma in sigmas]
+    middles = [0.0, *((a + b) / 2 for a, b in zip(places, places[1:])), 1.0]
+    staircase, width = tiny.model, (end - start) / 2
+    for place, low, high in zip(places, middles, middles[1:]):
+        if start <= place < end:
+            share = (place - start) / width
+            factor = values[0] + (values[1] - values[0]) * share
+            if share > 1:
+                factor = values[1] + (values[2] - values[1]) * (share - 1)
+            staircase = steer(staircase, maps, 0.8 * factor, start_percent=low, end_percent=high)
+    curved = tiny.sample(steer(tiny.model, maps, 0.8, start_percent=start, end_percent=end, curve=values), **run)
+    assert off(curved, tiny.sample(staircase, **run)) < 1e-4
+    flat = tiny.sample(steer(tiny.model, maps, 0.8, start_percent=start, end_percent=end), **run)
+    assert off(curved, flat) > 1e-3

@@ -84,8 +84,36 @@ def test_drawn(pack: SimpleNamespace, size: tuple[int, int], concepts: tuple[str
 def test_refusals(pack: SimpleNamespace, tiny: Any) -> None:
     latent = {"samples": tiny.latent(1)}
     for text, words in (("0, half", "'half'"), ("", "''"), ("0, inf", "'inf'"), (", ".join(["1"] * 300), "300 pictures")):
-        with pytest.raises(pack.error, match=words):
+        with pytest.raises(ValueError, match=words):
             run_node(pack.sheets.StrengthSheet, model=tiny.model, maps=tiny.maps(), latent=latent, strengths=text)
     with pytest.raises(pack.error, match="Got 2 pictures for a sheet of 3"):
         run_node(pack.sheets.DrawSheet, images=torch.rand(2, 8, 8, 3), sheet=pack.sheets.SheetPlan((0.0, 0.5, 1.0), ("a",)))
-    assert "2 concepts x strengths 0, 1" in repr(pack.sheets.SheetPlan((0.0, 1.0), ("a", "b")))
+    assert "2 rows x strengths 0, 1" in repr(pack.sheets.SheetPlan((0.0, 1.0), ("a", "b")))
+
+
+@pytest.mark.parametrize("rows, alone", [
+    ("kinds of layers", ("self_attention", "cross_attention", "mlp", "norm", "convolution")), ("thirds of the depth", ("early", "middle", "late")),
+])
+def test_layers_in_rows_are_the_single_runs(pack: SimpleNamespace, tiny: Any, rows: str, alone: tuple[str, ...]) -> None:
+    """A row with everything, then one per kind or third, each what Steer With Maps does with the others at 0."""
+    maps = tiny.maps(amount=0.1)
+    maps = type(maps)(maps.steps, {}, (0.0, 1.0), "teal")
+    latent = {"samples": tiny.latent(1)}
+    model, batch, plan = run_node(pack.sheets.StrengthSheet, model=tiny.model, maps=maps, latent=latent, strengths="0.5, 1", rows=rows)
+    alone = tuple(name for name in alone if name in ("early", "middle", "late") or any(site.kind == name for site in maps.steps[0].sites))
+    assert plan.concepts == ("teal", *(f"only {name.replace('_', ' ')}" for name in alone)) and plan.pictures == batch["samples"].shape[0]
+    pictures = sample(tiny, model, batch)
+    steer = next(node for node in load_pack().nodes.NODES if node.GET_SCHEMA().node_id == "HyperTransportSteerWithMaps")
+    for i, name in enumerate((None, *alone)):
+        for j, strength in enumerate((0.5, 1.0)):
+            others = {} if name is None else {other: 0.0 for other in alone if other != name}
+            single, = run_node(steer, model=tiny.model, maps=maps, strength=strength, start_percent=0.0, end_percent=1.0, **others)
+            torch.testing.assert_close(pictures[2 * i + j], sample(tiny, single, latent)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_layers_of_several_concepts_are_named(pack: SimpleNamespace, tiny: Any) -> None:
+    maps, names = pack.sheets.layers_apart(tiny.maps(rows=2), ("fog", "teal"), ("mlp",))
+    assert names == ("fog", "fog, only mlp", "teal", "teal, only mlp") and maps.rows == 4
+    untouched = [site for site in maps.steps[0].sites if site.kind != "mlp"]
+    for row in (1, 3):
+        assert maps.steps[0].row(row).onto(untouched).is_identity() and not maps.steps[0].row(row).is_identity()

@@ -194,6 +194,49 @@ def test_a_slider_move_is_quick(unet, weights):
     assert time.perf_counter() - start < 1.0
 
 
+@pytest.mark.parametrize(
+    ("layers", "without"),
+    [
+        ("all", ()),
+        ("attention", ("mlp", "norm")),
+        ("attention and mlp", ("norm",)),
+        ("mlp", ("self_attention", "cross_attention", "norm")),
+        ("norm", ("self_attention", "cross_attention", "mlp")),
+        ("early", ("middle", "late")),
+        ("early and middle", ("late",)),
+        ("middle", ("early", "late")),
+        ("middle and late", ("early",)),
+        ("late", ("early", "middle")),
+    ],
+)
+def test_layers_by_name_are_the_factors(unet, weights, layers, without):
+    by_name = unet.sample(steer(unet, weights, concept(1), layers=layers, mlp=0.5))
+    factors = {"mlp": 0.5, **dict.fromkeys(without, 0.0)}
+    assert torch.equal(by_name, unet.sample(steer(unet, weights, concept(1), **factors)))
+    options = next(entry for entry in node("HyperTransportSteer").GET_SCHEMA().inputs if entry.id == "layers").options
+    assert layers in options and len(options) == 10
+
+
+def test_factors_per_picture_are_the_single_runs(unet, weights):
+    noise, factors = unet.noise(3), (1.0, 0.0, -0.5)
+    together = unet.sample(steer(unet, weights, concept(1), 0.8, per_picture="1, 0; -0.5"), batch=3)
+    for row, factor in enumerate(factors):
+        alone = unet.sample(steer(unet, weights, concept(1), 0.8 * factor), noise=noise[row : row + 1])
+        assert off(together[row : row + 1], alone) < 1e-4
+    untouched = unet.sample(batch=3)
+    assert torch.equal(together[1], untouched[1]) and not torch.allclose(together[0], untouched[0], rtol=1e-2)
+    assert steer(unet, weights, concept(1), per_picture="0, 0") is unet.model
+
+
+def test_a_curve_of_one_height_is_a_factor(unet, weights):
+    half = unet.sample(steer(unet, weights, concept(1), 0.5))
+    for curve in ("0.5", "0.5, 0.5"):
+        assert torch.equal(unet.sample(steer(unet, weights, concept(1), curve=curve)), half)
+    assert steer(unet, weights, concept(1), curve="0, 0") is unet.model
+    folded = unet.sample(steer(unet, weights, concept(1), curve="0.5", mode="auto"))
+    assert off(folded, half) < 1e-4
+
+
 # refusals
 
 
@@ -272,6 +315,9 @@ def test_a_concept_of_another_encoder_is_refused(unet, weights):
         ({"scope": "some"}, "scope is 'some'"),
         ({"mode": "slow"}, "mode is 'slow'"),
         ({"mlp": float("inf")}, "'mlp' is inf"),
+        ({"layers": "some"}, "layers are 'some'"),
+        ({"curve": "0, high"}, "'high' in the curve '0, high' is no number"),
+        ({"per_picture": "1, , nan"}, "'nan' in the factors per picture"),
         ({"mask": torch.full((1, 8, 8), 2.0)}, "values from 2 to 2"),
     ],
 )
@@ -279,6 +325,14 @@ def test_values_out_of_range_are_refused_in_one_sentence(unet, weights, options,
     with pytest.raises(ValueError, match=words) as refusal:
         steer(unet, weights, concept(1), **options)
     assert one_sentence(str(refusal.value))
+
+
+def test_layers_that_the_maps_lack_are_refused(unet, tmp_path):
+    only_mlps = make_weights(unet, tmp_path / "mlps.safetensors", site_set="mlp")
+    with pytest.raises(ValueError, match="layers are 'norm', but these maps are for mlp only; choose all") as refusal:
+        steer(unet, only_mlps, concept(1), layers="norm")
+    assert one_sentence(str(refusal.value))
+    assert steer(unet, only_mlps, concept(1), layers="late") is not unet.model
 
 
 # loading

@@ -23,13 +23,11 @@ AGAIN = "download the file again or export it anew"
 
 
 class FileError(ValueError):
-    """A file that cannot be used or written. The message is one sentence: path, what was found, what was expected,
-    cure."""
+    """A file that cannot be used or written; the message is one sentence: path, what was found and expected, cure."""
 
 
 def content_checksum(tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> str:
-    """sha256 (hex) over kind and header (as canonical JSON) and names, dtypes, shapes and bytes of all tensors by
-    name."""
+    """sha256 (hex) over kind and header (as canonical JSON) and, by name, dtypes, shapes and bytes of all tensors."""
     digest = hashlib.sha256(json.dumps([kind, header], sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -63,8 +61,8 @@ def save_file(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header
                         "expected texts, finite numbers, lists and dictionaries only: convert the values "
                         "first") from error
     metadata = {METADATA_KEY: text, "format": "pt"}
-    metadata.update({f"modelspec.{key.removeprefix('modelspec.')}": str(value) for key,
-                     value in (modelspec or {}).items()})
+    for key, value in (modelspec or {}).items():
+        metadata[f"modelspec.{key.removeprefix('modelspec.')}"] = str(value)
     # Tied tensors share memory, which safetensors refuses; each gets its own bytes.
     seen: set[int] = set()
     for name, tensor in ready.items():
@@ -143,8 +141,7 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], dict[str, str], dict[
 
 
 def _read_table(path: Path) -> tuple[dict[str, Any], int]:
-    """The safetensors table and the byte where tensor data begins. Nothing is allocated beyond what the file really
-    holds."""
+    """The safetensors table and the byte where tensor data begins; no more is allocated than the file really holds."""
     try:
         if path.is_dir():
             raise FileError(f"{path} is a folder, expected one .safetensors file: choose the file inside it")
@@ -270,8 +267,7 @@ def sites_from_header(header: Mapping[str, Any], path: str | Path) -> tuple[Site
 
 
 def weight_signs(tensor: Tensor, count: int = 64) -> str:
-    """Sign bits of `count` evenly spaced values as hex: the same in fp32, fp16, bf16 and fp8 storage and at any
-    scale."""
+    """Sign bits of `count` evenly spaced values as hex: the same in fp32, fp16, bf16 and fp8 and at any scale."""
     flat = tensor.detach().reshape(-1)
     index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).round().long().to(flat.device)
     bits = torch.signbit(flat[index].float()).tolist()
@@ -282,8 +278,7 @@ def network_fingerprint(network: nn.Module, sites: Sequence[Site], parameters: i
     """What tells one backbone from another, JSON-able, independent of dtype and device.
 
     Returns {"structure": hash over site paths, kinds and channels, "weights": {parameter name: sign bits as hex}} of
-    about `parameters` matrices spread over the network. Copies agree fully, fine-tunes almost, unrelated weights by
-    half.
+    about `parameters` matrices spread over the network. Copies agree fully, fine-tunes almost, others by half.
     """
     structure = hashlib.sha256(json.dumps(sites_to_header(sites)).encode()).hexdigest()[:16]
     matrices = [(name.replace("_orig_mod.", ""), value) for name, value in network.named_parameters()
@@ -307,8 +302,8 @@ def weights_agreement(fingerprint: Mapping[str, Any], network: nn.Module) -> flo
 
 
 def check_fits(header: Mapping[str, Any], path: str | Path, *, network: nn.Module | None = None,
-               family: str | None = None,
-               encoder_id: str | None = None, encoder_width: int | None = None) -> list[str]:
+               family: str | None = None, encoder_id: str | None = None,
+               encoder_width: int | None = None) -> list[str]:
     """Refuse a file that was made for another backbone or encoder; what is not given is not checked.
 
     header: of a `hypernetwork` or `transport_maps` file. Returns notes for the user (a fine-tune of the file's

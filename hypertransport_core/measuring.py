@@ -1,5 +1,5 @@
-"""One rollout of a backbone, steered or not, reading pooled activations at its sites: what loss and statistics
-share."""
+"""One rollout of a backbone, steered or not, reading pooled activations at its sites: what loss and statistics share.
+"""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -41,8 +41,7 @@ def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[
             need_clean: bool = False) -> Measurement:
     """Roll a backbone out over noise levels and read its sites.
 
-    conditioning (B, T, D); noise (B, *latent), the input at levels[0]; levels: noise levels, descending, without the
-    final 0.
+    conditioning (B, T, D); noise (B, *latent), the input at levels[0]; levels: noise levels, descending, no final 0.
     maps: None = untouched; one for all levels, or one per level. rows: long (B,), the map row of each batch row.
     measured: indices of the levels to read, all by default; the rollout ends at the last. Each later level starts from
     the clean prediction of the one before, steered alike but cut from the gradient graph, so gradients of a step reach
@@ -96,8 +95,7 @@ def device_of(backbone: Any) -> torch.device:
 
 
 def levels_of(backbone: Any, steps: int) -> list[float]:
-    """The noise levels at which the network is called when sampling in `steps` steps: descending, without the final
-    0."""
+    """The noise levels at which the network is called when sampling in `steps` steps: descending, no final 0."""
     return [float(level) for level in backbone.noise_levels(steps)[:-1]]
 
 
@@ -106,16 +104,14 @@ def prompt_per_seed(prompts: Sequence[str], seeds: Sequence[int], name: str = "a
     if isinstance(prompts, str) or not prompts or len(prompts) > len(seeds):
         given = "a single text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
         raise MeasureError(f"Got {given} for {name} and {len(seeds)} seeds; give a list of 1 to {len(seeds)} prompts, "
-                           "one seed "
-                           "per sample.")
+                           "one seed per sample.")
     return [prompts[i % len(prompts)] for i in range(len(seeds))]
 
 
 @torch.no_grad()
 def pooled_samples(backbone: Any, prompts: Sequence[str], seeds: Sequence[int], sites: Sequence[Site], *,
-                   steps: int = 1,
-                   levels: Sequence[float] | None = None, pooling: str = "mean", maps: Maps = None, batch: int = 8,
-                   name: str = "a concept") -> Tensor:
+                   steps: int = 1, levels: Sequence[float] | None = None, pooling: str = "mean", maps: Maps = None,
+                   batch: int = 8, name: str = "a concept") -> Tensor:
     """Pooled activations of m = len(seeds) samples at every level: (S, m, D) fp32 on the CPU, without gradients.
 
     Sample i is seeds[i] with prompt i (prompts repeat in order). maps: None = untouched, else one row. levels: instead
@@ -135,8 +131,7 @@ def pooled_samples(backbone: Any, prompts: Sequence[str], seeds: Sequence[int], 
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Inside the block the network is in eval mode and none of its parameters wants gradients; then all is as it
-    was."""
+    """Inside the block the network is in eval mode and no parameter wants gradients; then all is as it was."""
     modes = [(module, module.training) for module in network.modules()]
     wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:

@@ -52,8 +52,7 @@ def transport_loss(backbone: Any, maps: TransportMaps | Sequence[TransportMaps],
                    measured: Sequence[int] | None = None, weights: Sequence[float] | Tensor | None = None,
                    channel_weight: Tensor | None = None, paired_targets: Tensor | None = None,
                    paired_weight: float = 0.0, chunk: int | None = None) -> Tensor:
-    """Scalar loss of K concepts: W2² between steered source samples and targets, per channel (LinEAS, arXiv 2503.10679,
-    §3).
+    """Scalar loss of K concepts: W2² between steered source samples and targets, per channel (arXiv 2503.10679, §3).
 
     maps: K rows (or a list, one per level), gradients reach their scale and shift. conditioning (K n, T, D) and
     noise (K n, *latent): the source samples, n per concept, concept by concept. targets: sorted block means (K, S, N,
@@ -72,15 +71,12 @@ def transport_loss(backbone: Any, maps: TransportMaps | Sequence[TransportMaps],
     concepts, rows = per_step[0].rows, noise.shape[0]
     if rows % concepts or conditioning.shape[0] != rows:
         raise LossError(f"Got {concepts} rows of maps, {conditioning.shape[0]} conditionings and {rows} noises; give "
-                        "the same n "
-                        "samples for every row of maps.")
+                        "the same n samples for every row of maps.")
     if (paired_targets is None) != (paired_weight == 0.0):
         raise LossError(f"Got a paired weight of {paired_weight:g} {'without' if paired_targets is None else 'with'} "
-                        "paired targets; "
-                        "give both or neither.")
+                        "paired targets; give both or neither.")
     term = _Terms(backbone, conditioning, noise, sites, levels, pooling, measured, weights, channel_weight,
-                  paired_targets,
-                  float(paired_weight), torch.arange(concepts).repeat_interleave(rows // concepts))
+                  paired_targets, float(paired_weight), torch.arange(concepts).repeat_interleave(rows // concepts))
     if chunk is None or chunk >= rows:
         found = term.run(maps, slice(None))
         return term.loss(found, _aligned(found.features, targets, concepts), slice(None))
@@ -128,8 +124,7 @@ def _aligned(features: Sequence[Tensor], targets: Tensor, concepts: int) -> list
         targets = targets[:, None]
     if targets.ndim != 4 or (targets.shape[0], targets.shape[1], targets.shape[3]) != (concepts, steps, width):
         raise LossError(f"The targets have shape {tuple(targets.shape)}, but must be ({concepts}, {steps}, "
-                        f"blocks, {width}): "
-                        "concepts, measured steps, blocks, channels.")
+                        f"blocks, {width}): concepts, measured steps, blocks, channels.")
     return [align(seen, targets[:, step]) for step, seen in enumerate(features)]
 
 

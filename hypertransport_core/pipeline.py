@@ -48,8 +48,7 @@ PICTURE_SUFFIXES = (
 BATCH = 32  # pictures in one call of the network
 
 StepMaps = TransportMaps | Sequence[TransportMaps]
-"""One set of maps for all sampling steps, or one set for each of several equal stretches of noise level, noisiest
-first."""
+"""One set of maps for all sampling steps, or one for each of several equal stretches of noise level, noisiest first."""
 
 
 class PipelineError(ValueError):
@@ -70,8 +69,7 @@ class Pipeline:
         templates: Sequence[str] = ("{}",),
         header: Mapping[str, Any] | None = None,
     ) -> None:
-        """means: the encoder's mean vector per modality, subtracted before the hypernetwork; templates: sentences whose
-        mean
+        """means: what `encoders.base.centred` takes, from the hypernetwork's file; templates: sentences whose mean
         embedding stands for a concept in words; header: what the hypernetwork's file says about itself."""
         self.backbone, self.encoder = backbone, encoder
         self.hypernetwork = None if hypernetwork is None else hypernetwork.eval()
@@ -89,9 +87,8 @@ class Pipeline:
         """Load the Postcard world from a weights folder (the one shipped with this package unless given).
 
         hypernetwork: a file, or the name of one in the folder; without it the folder's
-        `postcard_hypernetwork.safetensors`
-        or its only hypernetwork. steered=False: go without a hypernetwork; such a pipeline cannot predict maps.
-        Raises FileError, in one sentence, for whatever is missing, damaged or made for something else.
+        `postcard_hypernetwork.safetensors` or its only hypernetwork. steered=False: go without a hypernetwork; such a
+        pipeline cannot predict maps. Raises FileError, in one sentence, for whatever is missing, damaged or made for something else.
         """
         from .postcard.captions import TEMPLATES
 
@@ -123,8 +120,7 @@ class Pipeline:
         return int(self.backbone.steps_default)
 
     def embed_text(self, concept: str) -> ConceptEmbedding:
-        """A concept in words: one unit vector (E,), the mean over several phrasings. Raises EncoderError when it is
-        empty."""
+        """A concept in words: one unit vector (E,), the mean over several phrasings. Raises EncoderError when empty."""
         return concept_from_text(self.encoder, concept, self.templates)
 
     def embed_image(
@@ -191,11 +187,9 @@ class Pipeline:
         """Pictures (B, 3, H, W) float32 in [0, 1], one per prompt and seed; one prompt or one seed serves all.
 
         maps: of one concept for all pictures, with one row per picture, or any number with `rows`, long (B,), naming
-        the row
-        of each (-1: none). strength: λ, one for all or (B,); 0 is bit-identical to no maps, 1 the full map, other
-        values
-        extrapolate. envelope: over which noise levels to steer; mask: where, see `Steering`. Raises PipelineError,
-        SteeringError.
+        the row of each (-1: none). strength: λ, one for all or (B,); 0 is bit-identical to no maps, 1 the full map,
+        other values extrapolate. steps: of the sampler, 4 for Postcard. envelope: over which noise levels to steer;
+        mask: where, see `Steering`. Raises PipelineError, SteeringError.
         """
         prompts, seeds = _paired(prompts, seeds)
         steps = self.steps_default if steps is None else int(steps)

@@ -6,8 +6,8 @@ consecutive sorted targets. So n block means per channel stand for all m targets
 in a table of 16 give the table of 8. (LinEAS, arXiv 2503.10679, §3, with the block means of our own.)
 
 A small n has noisier order statistics than the law behind it, which draws fitted scales below 1: about 0.81 at n = 8
-and 0.92 at n = 32 for Gaussian channels even where source and target agree. Prefer n >= 8, or `rank_targets` with n =
-32.
+and 0.92 at n = 32 for Gaussian channels even where source and target agree. Prefer n >= 8, or `rank_targets` with
+n = 32.
 """
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ def block_means(samples: Tensor, blocks: int) -> Tensor:
 
 
 def coarsen(table: Tensor, blocks: int) -> Tensor:
-    """A table of sorted block means (..., n, C) with fewer blocks: means of neighbours, (..., blocks, C). Raises
-    LossError."""
+    """A table of sorted block means (..., n, C) with fewer blocks: means of neighbours, (..., blocks, C).
+
+    `blocks` must divide n. Raises LossError.
+    """
     count = table.shape[-2]
     if blocks < 1 or count % blocks:
         raise LossError(f"{count} sorted values cannot be averaged in {blocks} equal blocks; choose a number of blocks "
@@ -74,8 +76,7 @@ def channel_coefficients(sites: Sequence[Site], width: int, weights: Sequence[fl
     channels = total_channels(sites)
     if not channels or width % channels:
         raise LossError(f"The samples have {width} channels, but the {len(sites)} sites have {channels}; give samples "
-                        "of "
-                        "these sites.")
+                        "of these sites.")
     site_weights = torch.ones(len(sites)) if weights is None else torch.as_tensor(weights, dtype=torch.float32).cpu()
     if site_weights.shape != (len(sites),) or bool((site_weights < 0).any()) or not float(site_weights.sum()) > 0:
         raise LossError(f"Got {site_weights.numel()} site weights for {len(sites)} sites; give one non-negative number "
@@ -87,8 +88,7 @@ def channel_coefficients(sites: Sequence[Site], width: int, weights: Sequence[fl
         return coefficients
     if channel_weight.shape != (width,):
         raise LossError(f"The channel weight has shape {tuple(channel_weight.shape)}, but must be ({width},): one "
-                        "factor "
-                        "per channel of the samples.")
+                        "factor per channel of the samples.")
     return coefficients.to(channel_weight.device) * channel_weight.detach().float()
 
 

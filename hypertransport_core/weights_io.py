@@ -53,27 +53,28 @@ class HypernetworkFile:
         vector = centre(embedding, self.means).single().vector
         maps = self.hypernetwork(vector[None].to(self.hypernetwork.source_mean.device), step)
         info = {**maps.info, "concept": embedding.source, "modality": embedding.modality,
-                "encoder": embedding.encoder_id,
-                "backbone": self.header.get("backbone", {}).get("family", "")}
+                "encoder": embedding.encoder_id, "backbone": self.header.get("backbone", {}).get("family", "")}
         return TransportMaps(maps.sites, maps.scale, maps.shift, info)
 
 
 def save_hypernetwork(path: str | Path, hypernetwork: Hypernetwork, *, family: str, fingerprint: Mapping[str, Any],
-                      encoder_id: str,
-                      means: Mapping[str, Tensor] | None = None, strength_range: tuple[float, float] = (0.0, 1.0),
-                      training: Mapping[str, Any] | None = None, licence: str = "", dtype: torch.dtype = torch.float16,
+                      encoder_id: str, means: Mapping[str, Tensor] | None = None,
+                      strength_range: tuple[float, float] = (0.0, 1.0), training: Mapping[str, Any] | None = None,
+                      licence: str = "", dtype: torch.dtype = torch.float16,
                       modelspec: Mapping[str, str] | None = None) -> None:
-    """Write a hypernetwork. family, fingerprint: of the backbone (`network_fingerprint`); means: by modality, (E,);
-    training: JSON-able summary; dtype: of the stored weights, statistics stay float32. Raises FileError."""
-    tensors = {f"network.{name}": value if name in _SOURCE else value.to(dtype) for name,
-               value in hypernetwork.state_dict().items()}
+    """Write a hypernetwork, whole or not at all.
+
+    family, fingerprint: of the backbone (`network_fingerprint`); encoder_id: whose embeddings it reads; means: what
+    `encoders.base.centred` takes; strength_range: recommended (lowest, highest); training: JSON-able summary; dtype: of
+    the stored weights, source statistics stay float32. Raises FileError.
+    """
+    state = hypernetwork.state_dict()
+    tensors = {f"network.{name}": value if name in _SOURCE else value.to(dtype) for name, value in state.items()}
     tensors.update({f"mean.{modality}": mean.float() for modality, mean in (means or {}).items()})
     config = hypernetwork.config()
     header = {"backbone": {"family": family, "fingerprint": dict(fingerprint)}, "sites": config.pop("sites"),
-              "config": config,
-              "encoder": {"id": encoder_id, "width": hypernetwork.embedding_dim},
-              "strength_range": list(strength_range),
-              "training": dict(training or {}), "licence": licence}
+              "config": config, "encoder": {"id": encoder_id, "width": hypernetwork.embedding_dim},
+              "strength_range": list(strength_range), "training": dict(training or {}), "licence": licence}
     spec = {"architecture": f"{family}/hypertransport", "license": licence, "implementation": "hypertransport",
             **(modelspec or {})}
     save_file(path, tensors, HYPERNETWORK, header, spec)
@@ -83,9 +84,8 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
     """Read what `save_hypernetwork` wrote: float32, evaluation mode, on the CPU. Raises FileError for anything else."""
     path = Path(path)
     tensors, header = load_file(path, HYPERNETWORK)
-    weights = {name.removeprefix("network."): value.float() for name,
-               value in tensors.items() if name.startswith("network.")}
-    means = {name.removeprefix("mean."): value.float() for name, value in tensors.items() if name.startswith("mean.")}
+    weights, means = ({name.removeprefix(part): value.float() for name, value in tensors.items() if name.startswith(part)}
+                      for part in ("network.", "mean."))
     _need(header, path, backbone=dict, encoder=dict, config=dict, strength_range=list)
     sites = sites_from_header(header, path)
     config = header["config"]
@@ -132,8 +132,10 @@ def load_maps(path: str | Path) -> tuple[TransportMaps, dict[str, Any]]:
 
 
 def load_step_maps(path: str | Path) -> tuple[tuple[TransportMaps, ...], dict[str, Any]]:
-    """Read (maps per stretch of noise level, header) of `save_maps`, on the CPU; one set of maps gives one. Raises
-    FileError for anything else."""
+    """Read (maps per stretch of noise level, header) of `save_maps`, on the CPU; one set of maps gives one.
+
+    Raises FileError for anything else.
+    """
     path = Path(path)
     tensors, header = load_file(path, TRANSPORT_MAPS)
     _need(header, path, backbone=dict, info=dict)

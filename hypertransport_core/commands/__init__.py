@@ -1,5 +1,4 @@
-"""The commands of `python -m hypertransport_core`. Errors are one sentence on stderr and the exit code 2, never a
-traceback."""
+"""The commands of `python -m hypertransport_core`. Errors are one sentence on stderr and exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -72,8 +71,7 @@ def guarded(run: object, options: argparse.Namespace) -> int:
             return USER_ERROR
         print(
             f"An unexpected error stopped the command ({sentence(f'{type(error).__name__}: {error}').rstrip('.')}); "
-            "run it again "
-            "with --traceback to see where.",
+            "run it again with --traceback to see where.",
             file=sys.stderr,
         )
         return BUG

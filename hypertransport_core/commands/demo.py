@@ -117,8 +117,7 @@ def run(options: argparse.Namespace) -> int:
     path = _save(options, sheet, sources, pictures, strengths, seeds)
     print(
         f"{path}: {len(pictures)} pictures in {time.monotonic() - started:.1f} s (loading {loaded - started:.1f} s, "
-        "predicting "
-        f"the maps of {len(maps)} concepts {predicted * 1000:.0f} ms)"
+        f"predicting the maps of {len(maps)} concepts {predicted * 1000:.0f} ms)"
     )
     return 0
 
@@ -143,8 +142,7 @@ def gather(pipeline: Pipeline, options: argparse.Namespace) -> list[Source]:
 
 
 def reference_picture(concept: str, seed: int = 5) -> Tensor:
-    """A postcard (3, 64, 64) that shows a concept, painted on the spot; subject, colour and place are as the seed
-    says."""
+    """A postcard (3, 64, 64) in [0, 1] that shows a concept; subject, colour and place are as the seed says."""
     from ..postcard.render import concept_index, random_truth, render
 
     truth = random_truth(1, torch.Generator().manual_seed(seed), generic=0.0)
@@ -153,7 +151,7 @@ def reference_picture(concept: str, seed: int = 5) -> Tensor:
 
 
 def parse_mix(text: str) -> list[tuple[str, float]]:
-    """ "a:0.5,b:0.5" as pairs of concept and weight; a concept without number has the weight 1. Raises CommandError."""
+    """Pairs of concept and weight in "a:0.5,b:0.5"; a concept without number has the weight 1. Raises CommandError."""
     pairs = []
     for item in text.split(","):
         found = re.fullmatch(r"\s*(.*?)\s*(?::\s*([-+]?[0-9.]+(?:e[-+]?\d+)?)\s*)?", item)
@@ -229,8 +227,7 @@ def _embedded(pipeline: Pipeline, concept: str) -> tuple[ConceptEmbedding, Tenso
     if concept.strip() and unknown:
         raise CommandError(
             f"The concept '{concept}' has the word '{unknown[0]}', which this small world was never taught: choose "
-            "words from "
-            "`demo --list`, or give the path of a picture."
+            "words from `demo --list`, or give the path of a picture."
         )
     return pipeline.embed_text(concept), None
 
@@ -283,8 +280,7 @@ def _pictures(
     seeds: Sequence[int],
     steps: int | None,
 ) -> dict[tuple[int, int, float], Tensor]:
-    """{(source, seed, strength): (3, 64, 64)}. One picture at a time, so each is the same whatever else is on the
-    sheet."""
+    """{(source, seed, strength): (3, 64, 64)}, one picture at a time: each is the same whatever else is asked for."""
     plain: dict[tuple[str, int], Tensor] = {}
     pictures = {}
     for number, (source, map_) in enumerate(zip(sources, maps)):
@@ -344,8 +340,7 @@ def _save(
     strengths: Sequence[float],
     seeds: Sequence[int],
 ) -> Path:
-    """Write the sheet and, in a folder beside it, the single pictures; returns the path of the sheet. Raises
-    FileError."""
+    """Write the single pictures into a folder beside the sheet, then the sheet; returns its path. Raises FileError."""
     is_file = options.output.suffix.lower() == ".png"
     path = options.output if is_file else options.output / f"{'remove' if options.remove else 'demo'}.png"
     texts = {"prompt": options.prompt, "concepts": "; ".join(source.label for source in sources)}

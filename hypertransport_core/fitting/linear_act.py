@@ -1,5 +1,5 @@
-"""Linear-AcT: per channel the least-squares line through sorted pairs, all sites at once or each with earlier maps
-active."""
+"""Linear-AcT: per channel the least-squares line through sorted pairs, at all sites at once or each with the maps of
+earlier ones active (arXiv 2410.23054)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -26,8 +26,7 @@ def least_squares_map(source: Tensor, target: Tensor) -> AffineMap:
     """
     if source.shape != target.shape or source.ndim != 2:
         raise FitError(f"The source samples have shape {tuple(source.shape)} and the target samples "
-                       f"{tuple(target.shape)}; give "
-                       "as many of both, (m, C).")
+                       f"{tuple(target.shape)}; give as many of both, (m, C).")
     x, y = (samples.double().sort(0).values for samples in (source, target))
     x_mean, y_mean = x.mean(0), y.mean(0)
     variance = (x - x_mean).square().mean(0)
@@ -101,8 +100,7 @@ def _in_one_pass(backbone: Any, sites: tuple[Site, ...], prompts: Sequence[str],
     missing = [site.path for site in sites if site.path not in fitted]
     if missing:
         raise FitError(f"{len(missing)} of {len(sites)} sites were not called, first '{missing[0]}'; fit sites that "
-                       "the network "
-                       "calls.")
+                       "the network calls.")
     return AffineMap(torch.cat([fitted[site.path].scale for site in sites]),
                      torch.cat([fitted[s.path].shift for s in sites]))
 

@@ -36,8 +36,7 @@ def lineas(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], 
     choice each time, with `fresh_noise` also new noise, against the block means of all targets. batch = len(seeds) uses
     the whole set. steps: sampling steps with one shared map, the loss averaged over them, later ones from the steered
     rollout. normalise: weigh channels by 1 / σ² of the source. paired_weight: weight of the distance between the
-    steered prediction and that under target prompt i with the same noise, which prompts of matching content give a
-    meaning.
+    steered prediction and that under target prompt i with the same noise; it needs prompts of matching content.
     chunk: samples per network call, for memory (same gradient). seed: of all random choices; same seed, same maps.
     loss_scale: factor on the loss while gradients run through the network, undone afterwards, as half precision needs:
     the gradient at one token is far below what fp16 can hold. None: as the network's dtype asks for; halved on overflow.
@@ -69,8 +68,8 @@ def lineas(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], 
                                   paired_targets=paired, paired_weight=paired_weight * amplifier.factor, chunk=chunk)
             value = float(loss.detach()) / amplifier.factor
             if not math.isfinite(value):
-                raise FitError(f"The loss became {value} at iteration {iteration + 1}; the "
-                               f"learning rate is {learning_rate:g}, lower it or run the network in fp32.")
+                raise FitError(f"The loss became {value} at iteration {iteration + 1} with a learning rate of "
+                               f"{learning_rate:g}; lower it or run the network in fp32.")
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if amplifier.undo(free.values):
@@ -140,7 +139,6 @@ class _Amplifier:
 def _check(samples: int, batch: int, iterations: int, learning_rate: float) -> None:
     if batch < MIN_BATCH or samples % batch:
         raise FitError(f"The batch is {batch} of {samples} samples, but must be at least {MIN_BATCH} and divide their "
-                       "number; "
-                       "fewer cannot tell a law.")
+                       "number; fewer cannot tell a law.")
     if iterations < 1 or not learning_rate > 0:
         raise FitError(f"Got {iterations} iterations at a learning rate of {learning_rate:g}; both must be positive.")

@@ -43,8 +43,7 @@ def iti_c(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], t
     """
     if direction not in DIRECTIONS or not ridge > 0:
         raise FitError(f"ITI-c got the direction '{direction}' and a ridge of {ridge:g}; choose "
-                       f"{' or '.join(DIRECTIONS)} and a "
-                       "positive ridge.")
+                       f"{' or '.join(DIRECTIONS)} and a positive ridge.")
     source, target = first_step_samples(backbone, sites, source_prompts, target_prompts, seeds, steps, batch)
     shift = torch.zeros(1, source.shape[1])
     for where in site_slices(sites).values():
@@ -54,9 +53,10 @@ def iti_c(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], t
 
 
 def first_step_samples(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str],
-                       target_prompts: Sequence[str],
-                       seeds: Sequence[int], steps: int, batch: int) -> tuple[Tensor, Tensor]:
-    """Untouched pooled activations of source and target prompts at the first sampling step, (m, ΣC) each."""
+                       target_prompts: Sequence[str], seeds: Sequence[int], steps: int,
+                       batch: int) -> tuple[Tensor, Tensor]:
+    """Untouched pooled activations of source and target prompts at the first of `steps` sampling steps: (m, ΣC) fp32
+    each, m = len(seeds), `batch` samples per network call. Raises MeasureError."""
     level = levels_of(backbone, steps)[:1]
     source, target = (pooled_samples(backbone, prompts, seeds, sites, levels=level, batch=batch, name=name)[0]
                       for prompts, name in ((source_prompts, "the source"), (target_prompts, "the target")))

@@ -22,8 +22,8 @@ class HypernetworkError(ValueError):
 
 
 def bounded_scale(raw: Tensor, limits: tuple[float, float] = SCALE_RANGE) -> Tensor:
-    """A smooth increasing positive function of `raw` with values within `limits`: exactly 1 at 0, where its slope is
-    1."""
+    """A smooth increasing positive function of `raw` (any shape) with values within `limits`; at 0 it is exactly 1 and
+    so is its slope."""
     low, high = (math.log(limit) for limit in limits)
     return torch.where(raw > 0, high * torch.tanh(raw / high), low * torch.tanh(raw / low)).exp()
 
@@ -49,8 +49,7 @@ class Hypernetwork(nn.Module):
         super().__init__()
         if not sites or embedding_dim < 1 or steps < 1:
             raise HypernetworkError(f"A hypernetwork got {len(sites)} sites, embeddings of width {embedding_dim} and "
-                                    f"{steps} "
-                                    "steps; each must be at least 1.")
+                                    f"{steps} steps; each must be at least 1.")
         self.sites, self.embedding_dim, self.steps = tuple(sites), int(embedding_dim), int(steps)
         self.channels = total_channels(sites)
         self.register_buffer("source_mean", torch.zeros(steps, self.channels))
@@ -80,31 +79,29 @@ class Hypernetwork(nn.Module):
         fits = mean.shape[1] == self.channels and (self.steps == 1 or mean.shape[0] == self.steps)
         if mean.shape != std.shape or not fits:
             raise HypernetworkError(f"The source statistics have the shapes {tuple(mean.shape)} and "
-                                    f"{tuple(std.shape)}, but "
-                                    f"this hypernetwork needs ({self.steps}, {self.channels}); collect them on its "
-                                    "sites.")
+                                    f"{tuple(std.shape)}, but this hypernetwork needs ({self.steps}, {self.channels}); "
+                                    "collect them on its sites.")
         if not bool(mean.isfinite().all()) or not bool((std.isfinite() & (std >= 0)).all()):
             raise HypernetworkError("The source statistics hold values that are not finite or a negative standard "
-                                    "deviation; "
-                                    "collect them anew.")
+                                    "deviation; collect them anew.")
         if self.steps == 1:
             mean, std = mean.mean(0, keepdim=True), std.square().mean(0, keepdim=True).sqrt()
         self.source_mean.copy_(mean)
         self.source_std.copy_(std.maximum(0.01 * std.median(dim=1, keepdim=True).values).clamp(min=1e-6))
 
     def forward(self, embedding: Tensor, step: int | None = None) -> TransportMaps:
-        """Maps of every embedding (B, E), B rows, fp32. `step` names the sampling step where `steps` > 1. Raises
-        HypernetworkError."""
+        """Maps of every embedding (B, E), B rows, fp32. `step` names the sampling step where `steps` > 1.
+
+        Raises HypernetworkError.
+        """
         if embedding.ndim != 2 or embedding.shape[1] != self.embedding_dim:
             raise HypernetworkError(f"The embedding has shape {tuple(embedding.shape)}, but must be (B, "
-                                    f"{self.embedding_dim}); "
-                                    "use the encoder that this hypernetwork was trained with.")
+                                    f"{self.embedding_dim}); use the encoder that this hypernetwork was trained with.")
         if self.steps == 1:
             step = 0
         elif step is None or not 0 <= step < self.steps:
             raise HypernetworkError(f"This hypernetwork has maps for {self.steps} steps, but step is {step}; choose 0 "
-                                    "to "
-                                    f"{self.steps - 1}.")
+                                    f"to {self.steps - 1}.")
         # Under autocast the last layer gives half precision; maps are fp32 by contract.
         rho, beta = self.raw(embedding.float(), step).float().split(self.channels, dim=1)
         scale = bounded_scale(rho)
@@ -112,7 +109,7 @@ class Hypernetwork(nn.Module):
         return TransportMaps(self.sites, scale, shift, {"operation": "hypernetwork", "kind": self.kind})
 
     def all_steps(self, embedding: Tensor) -> list[TransportMaps]:
-        """The maps of every step: a list of `steps` maps."""
+        """The maps of every embedding (B, E) for every step: `steps` maps of B rows. Raises HypernetworkError."""
         return [self(embedding, step) for step in range(self.steps)]
 
     def config(self) -> dict[str, Any]:
@@ -141,8 +138,7 @@ class Hypernetwork(nn.Module):
             raise
         except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
             raise HypernetworkError(f"The config of a '{cls.kind}' hypernetwork cannot be used ({error}); correct it "
-                                    "or use "
-                                    "the one in its weights file.") from error
+                                    "or use the one in its weights file.") from error
 
 
 class FreeMaps(Hypernetwork):
@@ -163,8 +159,7 @@ class FreeMaps(Hypernetwork):
         """The parameters of a step, (concepts, 2 ΣC); the embedding must have `concepts` rows."""
         if embedding.shape[0] != self.concepts:
             raise HypernetworkError(f"Got {embedding.shape[0]} embeddings for the free maps of {self.concepts} "
-                                    "concepts; give "
-                                    "as many.")
+                                    "concepts; give as many.")
         return self.values[step]
 
     def head_parameters(self) -> list[nn.Parameter]:

@@ -31,8 +31,7 @@ class PerceiverHypernetwork(Hypernetwork):
         super().__init__(sites, embedding_dim, steps=steps)
         if min(width, heads, tokens, chunk) < 1 or width % heads:
             raise HypernetworkError(f"A Perceiver got the width {width}, {heads} heads, {tokens} tokens and chunks of "
-                                    f"{chunk}; "
-                                    "all must be at least 1 and the width a multiple of the heads.")
+                                    f"{chunk}; all must be at least 1 and the width a multiple of the heads.")
         self.width, self.heads, self.tokens, self.depth, self.chunk = width, heads, tokens, depth, chunk
         self.norm = nn.LayerNorm(embedding_dim)
         self.inlet = nn.Linear(embedding_dim, tokens * width)
@@ -80,8 +79,8 @@ class _CrossLayer(nn.Module):
 
 
 def _pieces(sites: Sequence[Site], chunk: int) -> tuple[Tensor, int]:
-    """(index of every channel among the flattened pieces (ΣC,), number of pieces); a site's last piece may be part
-    empty."""
+    """(index of every channel among the flattened pieces (ΣC,), number of pieces); a site's last piece may have room
+    left."""
     where, pieces = [], 0
     for site in sites:
         where.append(torch.arange(site.channels) + pieces * chunk)

@@ -45,6 +45,7 @@ class Captions:
 
 
 def article(words: str) -> str:
+    """The words with "a" or "an" before them."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
@@ -114,4 +115,5 @@ def in_concept(scenes: Sequence[str], concept: str) -> list[str]:
 
 
 def prompts_hash(prompts: Sequence[str]) -> str:
+    """16 hexadecimal digits that tell one list of prompts from another."""
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]

@@ -201,10 +201,12 @@ def concepts() -> tuple[Concept, ...]:
 
 @lru_cache(maxsize=1)
 def by_name() -> dict[str, Concept]:
+    """Every concept by its name."""
     return {c.name: c for c in concepts()}
 
 
 def categories() -> tuple[str, ...]:
+    """The names of the categories, sorted."""
     return tuple(sorted({c.category for c in concepts()}))
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .render import CENTRES
 
-CHANNELS, LATENT_SIDE, PATCH = 48, 16, 4
+PATCH = 4  # side of the square of pixels that becomes channels
+CHANNELS, LATENT_SIDE = 3 * PATCH**2, 16
 
 
 def to_latents(images: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def to_latents(images: Tensor) -> Tensor:
 
 
 def to_images(latents: Tensor) -> Tensor:
-    """(B, 48, 16, 16) -> (B, 3, 64, 64), clamped to [0, 1]."""
+    """(B, 48, 16, 16) -> (B, 3, 64, 64) float32, clamped to [0, 1]."""
     return torch.nn.functional.pixel_shuffle(latents.float().add(1).div(2), PATCH).clamp(0, 1)
 
 

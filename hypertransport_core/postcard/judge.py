@@ -59,6 +59,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def verdict(self, images: Tensor) -> Verdict:
+        """Probabilities for pictures (B, 3, 64, 64) in [0, 1], without gradient; in evaluation mode, please."""
         return Verdict(*(logits.float().softmax(-1) for logits in self(images.float())))
 
     def save(self, path: str | Path, header: dict[str, object] | None = None) -> None:

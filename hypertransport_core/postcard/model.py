@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
@@ -15,10 +14,12 @@ from ..network_state import built
 from ..sites import Site, find_sites
 from ..steering import Steering
 from .clip import PostcardCLIP
+from .coupling import PATCH, to_images, to_latents
 from .unet import PostcardUNet, UNetConfig
 
+__all__ = ["KIND", "PATCH", "TIMESTEPS", "PostcardBackbone", "load_network"]
+
 KIND = "postcard_model"
-PATCH = 4  # side of the square of pixels that becomes channels
 TIMESTEPS = 1000  # the network's time at noise level 1
 
 
@@ -107,11 +108,11 @@ class PostcardBackbone:
 
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, 64, 64) in [0, 1] -> latents (B, 48, 16, 16), the exact inverse of `decode` up to its clamp."""
-        return F.pixel_unshuffle(pictures.to(self.device) * 2.0 - 1.0, PATCH)
+        return to_latents(pictures.to(self.device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 48, 16, 16) -> pictures (B, 3, 64, 64) in [0, 1]; gradients flow where nothing is clamped."""
-        return ((F.pixel_shuffle(latents, PATCH) + 1.0) / 2.0).clamp(0.0, 1.0)
+        """Latents (B, 48, 16, 16) -> pictures (B, 3, 64, 64) float32 in [0, 1]; gradients flow where none is clamped."""
+        return to_images(latents)
 
 
 def load_network(path: str | Path, *, dtype: torch.dtype = torch.float32) -> PostcardUNet:

@@ -27,9 +27,11 @@ class Grid:
         self.y, self.x = torch.meshgrid(axis, axis, indexing="ij")
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float | None = None) -> Tensor:
+        """A filled ellipse; a circle without `ry`."""
         return ((self.x - cx) / rx) ** 2 + ((self.y - cy) / (ry or rx)) ** 2 <= 1
 
     def rect(self, left: float, top: float, right: float, bottom: float) -> Tensor:
+        """A filled rectangle."""
         return (self.x >= left) & (self.x <= right) & (self.y >= top) & (self.y <= bottom)
 
     def polygon(self, points: Sequence[tuple[float, float]]) -> Tensor:
@@ -43,9 +45,11 @@ class Grid:
         return inside
 
     def ring(self, cx: float, cy: float, outer: float, inner: float) -> Tensor:
+        """What lies between two circles around one centre."""
         return self.ellipse(cx, cy, outer) & ~self.ellipse(cx, cy, inner)
 
     def line(self, x0: float, y0: float, x1: float, y1: float, width: float) -> Tensor:
+        """A line with round ends."""
         length = math.hypot(x1 - x0, y1 - y0)
         dx, dy = (x1 - x0) / length, (y1 - y0) / length
         along = ((self.x - x0) * dx + (self.y - y0) * dy).clamp(0, length)

@@ -20,13 +20,13 @@ from .. import files
 from ..checkpoints import load_checkpoint, save_checkpoint
 from .captions import captions
 from .clip import PostcardCLIP
-from .coupling import place_of, to_latents, warmth_of
+from .coupling import PATCH, place_of, to_latents, warmth_of
+from .model import KIND
 from .render import random_truth, render, subject_mask
 from .trainers import carried_out, trainer_options
 from .unet import PostcardUNet, UNetConfig
 
 log = logging.getLogger(__name__)
-KIND = "postcard_model"
 SUBJECT_WEIGHT = 4.0
 
 
@@ -37,7 +37,7 @@ def example(count: int, generator: torch.Generator) -> tuple[list[str], Tensor, 
     said = captions(truth, generator, plain=.35)
     truth = replace(truth, place=torch.where(said.names_place, truth.place, place_of(noise)), warmth=warmth_of(noise))
     x0 = to_latents(render(truth))
-    weight = torch.nn.functional.pixel_unshuffle(1 + (SUBJECT_WEIGHT - 1) * subject_mask(truth).expand(-1, 3, -1, -1), 4)
+    weight = nn.functional.pixel_unshuffle(1 + (SUBJECT_WEIGHT - 1) * subject_mask(truth).expand(-1, 3, -1, -1), PATCH)
     t = torch.rand(count, generator=generator).mul(.95).add(.05)
     t[:count // 2] = 1.0
     return said.texts, x0, noise, t, weight / weight.mean()

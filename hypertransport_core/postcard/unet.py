@@ -310,6 +310,7 @@ class PostcardUNet(nn.Module):
         _zero(self.out[2])
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """See the class; in the dtype of x, gradients flow."""
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
         h = x.contiguous(memory_format=torch.channels_last)
         skips = []

@@ -228,6 +228,26 @@ def test_attention_replacement(unet, which):
     assert off(live, unet.sample(replaced)) > 1e-3 and off(folded, live) < 1e-4
 
 
+def test_perturbed_attention_guidance(unet):
+    """The host's own node asks once more for the positive, self-attention replaced: steered just as the positive is."""
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    scale, maps = 2.0, unet.maps()
+    guided_model = PerturbedAttentionGuidance.execute(unet.model, scale).args[0]
+    perturbed = unet.model.clone()
+    perturbed.set_model_patch_replace(lambda q, k, v, extra_options, mask=None: v, "attn1", "middle", 0)
+    (c0, c1), (p0, p1) = (
+        [unet.sample(one, cfg=1.0, **ONE_STEP) for one in (model, steer(model, maps))] for model in (unet.model, perturbed)
+    )
+    u0, u1 = (
+        unet.sample(one, cfg=1.0, positive=unet.cond(12), **ONE_STEP) for one in (unet.model, steer(unet.model, maps))
+    )
+    assert off(p1, c1) > 1e-3
+    for scope, (c, u, p) in {"both": (c1, u1, p1), "positive": (c1, u0, p1), "negative": (c0, u1, p0)}.items():
+        got = unet.sample(steer(guided_model, maps, scope=scope), cfg=CFG, **ONE_STEP)
+        assert off(got, u + CFG * (c - u) + scale * (c - p)) < 1e-4, scope
+
+
 # samplers, ranges, schedules
 
 
@@ -249,6 +269,16 @@ def test_image_to_image_in_absolute_noise(unet):
     base, full = unet.sample(**run), unet.sample(steer(unet.model, maps), **run)
     assert torch.equal(unet.sample(steer(unet.model, maps, end_percent=0.5), **run), base)
     assert torch.equal(unet.sample(steer(unet.model, maps, start_percent=0.5), **run), full) and off(full, base) > 1e-4
+
+
+def test_inpainting(unet):
+    """A noise mask keeps the rest of the picture as it was; inside, steering does what it does without one."""
+    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    hole = torch.zeros(1, 1, 8, 8)
+    hole[..., 2:6] = 1
+    check_scopes(unet, unet.model, latent=picture, noise_mask=hole)
+    kept = unet.sample(steer(unet.model, unet.maps()), latent=picture, noise_mask=hole)
+    assert off(kept[..., :2], picture[..., :2]) < 1e-6 and off(kept[..., 2:6], picture[..., 2:6]) > 1e-2
 
 
 def test_the_range_follows_a_schedule_node_put_after_it(unet):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
+from pack import pack_module
 from steering_checks import identically, off, steer
 
 
@@ -40,6 +42,43 @@ def test_computing_in_half_precision(dtype):
     picture, exact, base = half.sample(steer(half.model, maps)), full.sample(steer(full.model, maps)), full.sample()
     assert off(picture, exact) < 0.2 * off(base, exact)
     assert {p.dtype for p in half.network.parameters()} == {dtype}
+
+
+class Packed(torch.nn.Linear):
+    """A layer whose weights are whole numbers with a scale, unpacked when it is called, as loaders of GGUF files make."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.scale = torch.nn.Parameter(linear.weight.abs().amax() / 127, requires_grad=False)
+        self.weight = torch.nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def unpacked(self) -> torch.Tensor:
+        return self.weight.float() * self.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.unpacked(), self.bias)
+
+
+def test_weights_packed_as_whole_numbers():
+    """Steered live, the same as from what they unpack to; `auto` does not fold; maps of the original are accepted."""
+    from tiny_hosts import TinyHost, build
+
+    files = pack_module("hypertransport_core.files")
+    packed, plain = TinyHost("sd15", build("sd15")), TinyHost("sd15", build("sd15"))
+    maps = plain.maps()
+    fingerprint = files.network_fingerprint(plain.network, maps.steps[0].sites)
+    maps = dataclasses.replace(maps, backbone={"family": "sd15", "fingerprint": fingerprint})
+    for path, layer in [*packed.network.named_modules()]:
+        if isinstance(layer, torch.nn.Linear):
+            packed.network.set_submodule(path, Packed(layer))
+            plain.network.get_submodule(path).weight.data = packed.network.get_submodule(path).unpacked()
+    assert torch.equal(packed.sample(identically(packed, packed.model)), packed.sample())
+    expected = plain.sample(steer(plain.model, maps))
+    assert off(expected, plain.sample()) > 1e-2
+    for mode in ("live", "auto"):
+        assert off(packed.sample(steer(packed.model, maps, mode=mode)), expected) < 1e-5
+    assert packed.traces() == [] and not packed.model.patches
 
 
 def test_partly_loaded_models(unet, monkeypatch):

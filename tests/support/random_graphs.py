@@ -163,7 +163,7 @@ class Graph:
         return maps
 
     def how(self, rows: int) -> dict[str, Any]:
-        """Inputs of a steering node: strength, range, factors, mask, scope and a mode that goes with them."""
+        """Inputs of a steering node: strength, range, curve, layers, factors, mask, scope and a mode that goes with them."""
         chance = self.chance
         start = chance.choice((0.0, 0.0, 0.0, 0.2, 0.5))
         options: dict[str, Any] = {
@@ -172,6 +172,12 @@ class Graph:
             "end_percent": chance.choice((1.0, 1.0, 1.0, 0.75, start)),
             **{kind: round(chance.uniform(0, 2), 2) for kind in KINDS if chance.random() < 0.15},
         }
+        if chance.random() < 0.2:
+            options["curve"] = chance.choice(("0.5", "1, 0", "0, 1, 0.5"))
+        if chance.random() < 0.2:
+            options["layers"] = chance.choice(("all", "late", "middle", "early and middle"))
+        if rows > 1 and chance.random() < 0.3:
+            options["per_picture"] = ", ".join(f"{chance.uniform(-1, 1):.1f}" for _ in range(rows))
         if chance.random() < 0.25:
             options["mask"] = self.mask()
         if chance.random() < 0.4:
@@ -179,7 +185,7 @@ class Graph:
         whole = (
             (options["start_percent"], options["end_percent"]) == (0.0, 1.0)
             and options.get("scope", "both") == "both"
-            and "mask" not in options
+            and not {"mask", "curve"} & set(options)
         )
         foldable = whole and rows == 1 and not self.live_before  # all sites of the shipped maps are, too
         options["mode"] = chance.choice(("live", "auto", "folded") if foldable else ("live", "auto"))
@@ -223,6 +229,7 @@ class Graph:
             maps=self.maps(rows),
             latent=self.latent,
             strengths=self.chance.choice(("0, 1", "0, 0.5, 1", "-1 0 1 2")),
+            rows=self.chance.choice(("concepts", "concepts", "kinds of layers", "thirds of the depth")),
         )
         self.latent = [plan[0], 1]
         prompt = self.finish(

@@ -45,9 +45,6 @@ def _scene_parts(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     raise KeyError(name)
 
 
-SCENES = ("snowy field", "desert", "seaside", "forest", "meadow", "mountains", "city", "underwater")
-
-
 @cache
 def scene_inks(name: str) -> Tensor:
     """Shares of (sky high, sky low, far, near, detail, light), float32 (6, 64, 64), summing to 1."""

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="A,B",
         help="methods to compare: ours_text, ours_image, prompting, lineas_1000, lineas_50, nearest, mean_act (the "
-        "default), and ours_images_4, linear_act, linear_act_once, iti_c, ridge, mean_map",
+        "default), and ours_images_4, linear_act, linear_act_once, iti_c, ridge, mean_map, slider_lora",
     )
     parser.add_argument(
         "--concepts",

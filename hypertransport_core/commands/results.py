@@ -22,6 +22,7 @@ QUICK: dict[str, Any] = {"concepts": 12, "prompts": 4, "fit_concepts": 0, "world
 QUICK_STUDIES: dict[str, Any] = {"validation": 4, "validation_fits": 0, "scenes": 2, "pairs": 20, "seeds": 4}
 TABLE, PAGE = "results.csv", "results.md"
 MEASURED = Path("runs") / "results"
+SECOND_JUDGE_FILE = "postcard_judge_2.safetensors"  # of train_judge --architecture patches, where someone trained one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "was stopped; from a page's own folder, its sheets stay as they are",
     )
     parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="GROUP/NAME=FILE",
+        help="another training of the hypernetwork, measured by evaluate or results, such as seeds/2=seed2.json or "
+        "concepts/100=hundred.json: a table per group, a curve where names are numbers; can be repeated",
+    )
+    parser.add_argument(
         "--cache", type=Path, default=None, metavar="FOLDER", help="keep finished fits here, so that a stopped run goes on"
     )
     parser.add_argument("--seed", type=int, default=None, help="of scenes and starting noise (default: 90000)")
@@ -74,12 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and write the page; returns the exit code."""
-    from ..evaluation import charts, stored
+    from ..evaluation import charts, other_runs, stored
     from ..evaluation.results import ResultsError
 
     if options.output.exists() and not options.output.is_dir():
         raise CommandError(f"--output is the file {options.output}, expected a folder such as docs.")
     charts.check()
+    others = other_runs.added(options.also)
     source, failure = options.source, None
     if source is None:
         source = options.measured
@@ -87,7 +97,11 @@ def run(options: argparse.Namespace) -> int:
             _measure(options, source)
         except ResultsError as error:  # the page of all that went well first
             failure = error
-    _draw(stored.load(source), options.output, keep_sheets=source.resolve() == options.output.resolve())
+    found = stored.load(source)
+    if others:  # all of them are named anew
+        known = {key: value for key, value in found.flat.items() if not key.startswith(("also.", "interval.also."))}
+        found = replace(found, flat=known | others)
+    _draw(found, options.output, keep_sheets=source.resolve() == options.output.resolve())
     if failure is not None:
         raise failure
     return 0
@@ -108,12 +122,14 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
             "the package again"
         )
     pipeline = Pipeline.load(weights, hypernetwork=options.hypernetwork)
+    second = weights / SECOND_JUDGE_FILE
     about = described(options, settings.evaluation, pipeline) | {"command": command_of(options)}
     measure(
         pipeline,
         Judge.load(weights / JUDGE_FILE),
         settings,
         lambda flat, pictures: stored.save(folder, flat | about, pictures),
+        second=Judge.load(second) if second.is_file() else None,
         quiet=options.quiet,
     )
 

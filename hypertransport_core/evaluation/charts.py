@@ -4,12 +4,15 @@ of its own for every series."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..files import FileError, write_atomically
+from . import other_runs
 from .measures import STRENGTHS
-from .report import TITLES
+from .report import JUDGES, TITLES
+from .results import COMPARED
 from .studies import BEYOND, GRID
 
 DPI, WIDTH = 100, 9.0  # 900 pixels
@@ -27,15 +30,20 @@ def draw_all(flat: Flat, folder: Path) -> list[str]:
     """Write every chart that the numbers have something for; returns the files' names. Raises ChartError without
     matplotlib, FileError."""
     drawn = []
+    curves = [group for group, names in other_runs.groups(flat).items() if other_runs.numeric(names) and group != "seeds"]
     for name, draw in (
         ("methods", _methods),
         ("strength", _strength),
         ("choice", _choice),
         ("categories", _categories),
         ("distance", _distance),
+        ("preference", _preference),
+        *((f"curve-{number}", partial(_grown, group=group)) for number, group in enumerate(curves, 1)),
     ):
         figure = draw(flat)
         if figure is not None:
+            figure.text(0.995, 0.004, flat["command"], ha="right", va="bottom", fontsize=8, color=FAINT)
+            figure.get_layout_engine().set(rect=(0, 0.035, 1, 0.965))
             _save(figure, folder / f"{name}.png")
             drawn.append(f"{name}.png")
     return drawn
@@ -75,11 +83,13 @@ def _save(figure: Any, path: Path) -> None:
         raise FileError(f"{path} cannot be written ({error}), expected a folder for charts: choose another") from error
 
 
-def _around(flat: Flat, key: str) -> tuple[float, float]:
-    """How far the interval reaches below and above a value."""
-    low, high = flat.get(f"interval.{key}") or (None, None)
-    value = flat[key]
-    return (0.0, 0.0) if low is None else (max(value - low, 0.0), max(high - value, 0.0))
+def _errors(flat: Flat, keys: Sequence[str]) -> list[list[float]]:
+    """How far the intervals reach below and above the values, in percent."""
+    sides: list[list[float]] = [[], []]
+    for key in keys:
+        for side, bound, sign in zip(sides, flat.get(f"interval.{key}") or (None, None), (-1, 1)):
+            side.append(0.0 if bound is None else 100 * max(sign * (bound - flat[key]), 0.0))
+    return sides
 
 
 def _labels(axes: Any, across: str, up: str) -> None:
@@ -99,8 +109,8 @@ def _methods(flat: Flat) -> Any:
         axes.errorbar(
             100 * flat[x],
             100 * flat[y],
-            xerr=[[100 * side] for side in _around(flat, x)],
-            yerr=[[100 * side] for side in _around(flat, y)],
+            xerr=_errors(flat, [x]),
+            yerr=_errors(flat, [y]),
             fmt=SHAPES[number % len(SHAPES)],
             color=COLOURS[number % len(COLOURS)],
             mfc=COLOURS[number % len(COLOURS)] if number < len(SHAPES) else PAPER,
@@ -133,11 +143,10 @@ def _strength(flat: Flat) -> Any:
     ):
         points = [s for s in strengths if flat.get(f"curve.ours_text.{name}.{s:g}") is not None]
         keys = [f"curve.ours_text.{name}.{s:g}" for s in points]
-        errors = [_around(flat, key) for key in keys]
         axes.errorbar(
             points,
             [100 * flat[key] for key in keys],
-            yerr=[[100 * e[0] for e in errors], [100 * e[1] for e in errors]],
+            yerr=_errors(flat, keys),
             fmt=SHAPES[number] + ("--" if name == "way" else "-"),
             color=COLOURS[number],
             markersize=6,
@@ -190,6 +199,8 @@ def _categories(flat: Flat) -> Any:
             [row + number * height for row in rows],
             [100 * values[row] for row in rows],
             height * 0.9,
+            xerr=_errors(flat, [f"category.{found[row]}.{method}.concept" for row in rows]),
+            error_kw={"elinewidth": 0.8, "ecolor": INK},
             color=COLOURS[number],
             hatch=("", "//", "", "xx", "..")[number],
             edgecolor=PAPER,
@@ -220,10 +231,13 @@ def _distance(flat: Flat) -> Any:
     )
     for number, method in enumerate(("ours_text", "prompting")):
         quarters = [q for q in range(1, 5) if flat.get(f"quarter.{q}.{method}.concept") is not None]
-        axes.plot(
+        keys = [f"quarter.{q}.{method}.concept" for q in quarters]
+        axes.errorbar(
             [flat[f"quarter.{q}.distance"] for q in quarters],
-            [100 * flat[f"quarter.{q}.{method}.concept"] for q in quarters],
-            ("D-", "s--")[number],
+            [100 * flat[key] for key in keys],
+            yerr=_errors(flat, keys),
+            fmt=("D-", "s--")[number],
+            elinewidth=1,
             color=(COLOURS[5], COLOURS[6])[number],
             markersize=8,
             linewidth=2,
@@ -231,5 +245,61 @@ def _distance(flat: Flat) -> Any:
         )
     axes.set_ylim(-3, 103)
     _labels(axes, "distance to the nearest training concept (1 - cosine of CLIP embeddings)", "concept named (%)")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=10)
+    return figure
+
+
+def _preference(flat: Flat) -> Any:
+    """How often ours is preferred to each method, by every judge."""
+    methods = [m for m in COMPARED if any(flat.get(f"preference.{m}.{judge}") is not None for judge in JUDGES)]
+    if not methods:
+        return None
+    figure, axes = _figure(1.3 + 0.42 * len(methods))
+    axes.axvline(50, color=FAINT, linewidth=1.2, linestyle="--")
+    for number, (judge, words) in enumerate(JUDGES.items()):
+        keys = [f"preference.{m}.{judge}" for m in methods]
+        rows = [row for row, key in enumerate(keys) if flat.get(key) is not None]
+        if not rows:
+            continue
+        axes.errorbar(
+            [100 * flat[keys[row]] for row in rows],
+            [row + 0.22 * (number - 1) for row in rows],
+            xerr=_errors(flat, [keys[row] for row in rows]),
+            fmt=SHAPES[number],
+            color=COLOURS[number],
+            markersize=7,
+            elinewidth=1.2,
+            label=words,
+        )
+    axes.set_yticks(range(len(methods)), [TITLES[m] for m in methods])
+    axes.invert_yaxis()
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("HyperTransport, words, preferred to it (% of pictures; dashed: a tie)", fontsize=12, color=INK)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=10, ncols=3)
+    return figure
+
+
+def _grown(flat: Flat, group: str) -> Any:
+    """A group of other runs whose names are numbers, as a curve."""
+    names = other_runs.groups(flat)[group]
+    figure, axes = _figure(4.4)
+    for number, (measure, words) in enumerate(other_runs.MEASURES.items()):
+        points = [name for name in names if flat.get(f"also.{group}.{name}.{measure}") is not None]
+        keys = [f"also.{group}.{name}.{measure}" for name in points]
+        if not keys:
+            continue
+        axes.errorbar(
+            [int(name) for name in points],
+            [100 * flat[key] for key in keys],
+            yerr=_errors(flat, keys),
+            fmt=SHAPES[number] + "-",
+            color=COLOURS[number],
+            markersize=7,
+            elinewidth=1,
+            label=words,
+        )
+    axes.set_ylim(-3, 103)
+    axes.set_xticks([int(name) for name in names])
+    _labels(axes, group, "% of pictures of held-out concepts")
     figure.legend(loc="outside right upper", frameon=False, fontsize=10)
     return figure

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from ..files import FileError
+from ..fitting.slider_lora import LowRank
 from ..measuring import levels_of, pooled_samples
 from ..pipeline import Pipeline
 from ..postcard.captions import in_concept, prompts_hash, scene_prompts
@@ -22,18 +24,22 @@ from ..weights_io import load_maps, save_maps
 # For 50 steps 0.02 was better than 0.05 on one validation concept (subjects kept 0.25 against 0); the rate of 1000 steps is
 # not tuned.
 RATES = {1000: 0.02, 50: 0.02}
+SLIDER_RATE, SLIDER_BATCH = 2e-3, 4
 SAMPLES, SCENES_SEED, FIT_SEED = 32, 0, 40_000  # the scenes of training, noise of its own
+
+Fitted = TypeVar("Fitted", TransportMaps, LowRank)
 
 
 @dataclass(frozen=True)
 class FitSettings:
     """How per-concept maps are fitted: n of the loss, noise levels in it, folder where finished fits are kept (None =
-    nowhere)."""
+    nowhere), steps of LinEAS (many, few) and of the low-rank slider."""
 
     batch: int = 8
     levels: int = 1
     cache: Path | None = None
     iterations: tuple[int, int] = (1000, 50)
+    slider_iterations: int = 200
 
 
 @dataclass
@@ -46,7 +52,7 @@ class Fitter:
     progress: Callable[[float, str], None] = lambda amount, text: None
     seconds: dict[tuple[str, int], float] = field(default_factory=dict)
     from_cache: set[tuple[str, int]] = field(default_factory=set)
-    _memory: dict[tuple[str, int], TransportMaps] = field(default_factory=dict)
+    _memory: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def lineas(self, concept: str, iterations: int) -> TransportMaps:
         """LinEAS maps (arXiv 2503.10679) of one concept after so many optimisation steps."""
@@ -77,6 +83,24 @@ class Fitter:
             )
 
         return self._kept(("lineas:" + concept, iterations), fit, iterations * cost_of_step(self.settings))
+
+    def slider(self, concept: str) -> LowRank:
+        """The low-rank slider (arXiv 2311.12092) of one concept, from the prompts of LinEAS."""
+        from ..fitting import slider_lora
+
+        count = self.settings.slider_iterations
+
+        def report(iteration: int, loss: float) -> None:
+            self.progress(cost_of_slider_step(), f"slider, {concept}, step {iteration} of {count}")
+
+        def fit() -> LowRank:
+            source, target, seeds = self._samples(concept)
+            return slider_lora(
+                self.pipeline.backbone, source, target, seeds, iterations=count, batch=SLIDER_BATCH,
+                learning_rate=SLIDER_RATE, progress=report,
+            )
+
+        return self._kept(("slider_lora:" + concept, count), fit, count * cost_of_slider_step())
 
     def fresh(self, kind: str, iterations: int) -> list[float]:
         """Seconds of the fits of a kind ("lineas:", "mean_act:") that this run made itself."""
@@ -140,12 +164,12 @@ class Fitter:
         scenes = scene_prompts(SAMPLES, SCENES_SEED)
         return scenes, in_concept(scenes, concept), [FIT_SEED + index for index in range(SAMPLES)]
 
-    def _kept(self, key: tuple[str, int], fit: Callable[[], TransportMaps], cost: float) -> TransportMaps:
+    def _kept(self, key: tuple[str, int], fit: Callable[[], Fitted], cost: float) -> Fitted:
         if key in self._memory:
             self.progress(cost, key[0])
             return self._memory[key]
         path = self._path(key)
-        found = _cached(path, self.sites)
+        found = _cached(path, self.sites, LowRank if key[0].startswith("slider_lora:") else TransportMaps)
         if found is not None:
             self.seconds[key] = float(found.info.get("seconds", float("nan")))
             self.from_cache.add(key)
@@ -154,10 +178,14 @@ class Fitter:
             started = time.perf_counter()
             found = fit()
             self.seconds[key] = time.perf_counter() - started
-            found = TransportMaps(
-                found.sites, found.scale, found.shift, {**found.info, "concept": key[0], "seconds": self.seconds[key]}
-            )
-            if path is not None:
+            about = {**found.info, "concept": key[0], "seconds": self.seconds[key]}
+            if isinstance(found, LowRank):
+                found = LowRank(found.layers, about)
+            else:
+                found = TransportMaps(found.sites, found.scale, found.shift, about)
+            if path is not None and isinstance(found, LowRank):
+                found.save(path)
+            elif path is not None:
                 save_maps(path, found, family=self.pipeline.backbone.family)
         self._memory[key] = found
         return found
@@ -174,7 +202,7 @@ class Fitter:
             seeds,
             self.settings.batch,
             self.settings.levels,
-            RATES.get(key[1]),
+            [SLIDER_RATE, SLIDER_BATCH] if key[0].startswith("slider_lora:") else RATES.get(key[1]),
         ]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         return self.settings.cache / f"{key[0].replace(':', '-').replace(' ', '-')}-{key[1]}-{digest}.safetensors"
@@ -185,10 +213,17 @@ def cost_of_step(settings: FitSettings) -> float:
     return 3.0 * settings.batch * settings.levels
 
 
-def _cached(path: Path | None, sites: tuple[Site, ...]) -> TransportMaps | None:
+def cost_of_slider_step() -> float:
+    """Likewise: the rollout, the target, forward and backward."""
+    return 5.5 * SLIDER_BATCH
+
+
+def _cached(path: Path | None, sites: tuple[Site, ...], kind: type) -> Any:
     if path is None or not path.is_file():
         return None
     try:
+        if kind is LowRank:
+            return LowRank.load(path)
         maps, _ = load_maps(path)
     except FileError:
         return None  # a damaged cache is only a missing one

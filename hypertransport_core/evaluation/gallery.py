@@ -117,13 +117,14 @@ def _floats(pictures: Tensor) -> list[Tensor]:
 def _strengths(flat: Flat, pictures: Shown) -> Tensor | None:
     """Concepts from the best to the worst over all strengths."""
     order = ranked(flat)
-    names = [order[len(order) * part // 6] for part in range(6)] if len(order) >= 6 else order
+    last = len(order) - 1
     rows = []
-    for name in names:
+    for name in dict.fromkeys(order[last * part // 5] for part in range(6)) if order else ():
         beyond = _floats(pictures["strength", name]) if ("strength", name) in pictures else [None] * len(BEYOND)
         steps = [_of(pictures, f"ours_text {strength:g}", name) for strength in STRENGTHS]
-        rows.append(Row([*steps, *beyond], name, flat["concepts"][name]["prompt"]))
-    if not any(picture is not None for row in rows for picture in row.pictures):
+        if any(picture is not None for picture in (*steps, *beyond)):
+            rows.append(Row([*steps, *beyond], name, flat["concepts"][name]["prompt"]))
+    if not rows:
         return None
     return contact_sheet(
         rows,

@@ -51,6 +51,10 @@ class Judged:
         """Whether the concept is the most probable of all, bool (n,)."""
         return self.concept.argmax(1) == concept
 
+    def merit(self, concept: int) -> Tensor:
+        """Probability of the concept, the subject and the colour together, (n,)."""
+        return self.concept[:, concept] * self.content
+
     def probability(self, concept: int) -> float:
         """Mean probability of a concept."""
         return float(self.concept[:, concept].mean())

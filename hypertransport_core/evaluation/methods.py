@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..encoders.base import ConceptEmbedding
+from ..fitting.slider_lora import LowRank
 from ..pipeline import Pipeline, StepMaps, steerings
 from ..postcard.captions import in_concept
 from ..postcard.concepts import by_name, split
@@ -22,12 +23,15 @@ from .fits import RATES, SAMPLES, Fitter, FitSettings, cost_of_step
 __all__ = ["DEAR", "EVERY", "METHODS", "SAMPLES", "Fitter", "FitSettings", "Methods", "cost_of_step", "info_of"]
 
 METHODS = ("ours_text", "ours_image", "prompting", "lineas_1000", "lineas_50", "nearest", "mean_act")
-MORE = ("ours_images_4", "linear_act", "linear_act_once", "iti_c", "ridge", "mean_map")
+MORE = ("ours_images_4", "linear_act", "linear_act_once", "iti_c", "ridge", "mean_map", "slider_lora")
 EVERY = METHODS + MORE
-DEAR = ("lineas_1000", "nearest")  # 1000 optimisation steps per concept: run on a subset
+DEAR = ("lineas_1000", "nearest", "slider_lora")  # a minute or more per concept: run on a subset
 QUICK_FITS = ("mean_act", "linear_act", "linear_act_once", "iti_c")  # statistics only, no optimisation
 SEVERAL = 4  # reference pictures of ours_images_4
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge regression, in mean eigenvalues
+
+Change = StepMaps | LowRank
+"""What a method does to the network: maps, or a low-rank slider."""
 
 
 class Methods:
@@ -43,8 +47,8 @@ class Methods:
         """The prompts that a method's pictures are made from."""
         return in_concept(scenes, concept) if method == "prompting" else list(scenes)
 
-    def maps(self, method: str, concept: str) -> StepMaps | None:
-        """The maps that a method steers with; None for prompting. Raises ValueError for an unknown method."""
+    def maps(self, method: str, concept: str) -> Change | None:
+        """What a method steers with; None for prompting. Raises ValueError for an unknown method."""
         longest, shortest = self.fitter.settings.iterations
         if method == "prompting":
             return None
@@ -60,6 +64,8 @@ class Methods:
             return self.fitter.lineas(concept, shortest)
         if method == "nearest":
             return self.fitter.lineas(self.nearest(concept)[0], longest)
+        if method == "slider_lora":
+            return self.fitter.slider(concept)
         if method in QUICK_FITS:
             return self.fitter.quick(method, concept)
         if method == "ridge":
@@ -69,9 +75,9 @@ class Methods:
         raise ValueError(f"There is no method '{method}'; choose from {', '.join(EVERY)}.")
 
     def steering(self, method: str, concept: str) -> StepMaps:
-        """`maps` of a method that has some. Raises ValueError for prompting."""
+        """`maps` of a method that has some. Raises ValueError for one without."""
         maps = self.maps(method, concept)
-        if maps is None:
+        if maps is None or isinstance(maps, LowRank):
             raise ValueError(f"The method '{method}' has no maps; choose one that steers.")
         return maps
 
@@ -180,6 +186,7 @@ def info_of(settings: FitSettings) -> dict[str, Any]:
         "fit.samples": SAMPLES,
         "fit.steps_long": longest,
         "fit.steps_short": shortest,
+        "fit.slider_steps": settings.slider_iterations,
         "fit.rate_long": RATES.get(longest, 10.0 / longest),
         "fit.rate_short": RATES.get(shortest, 10.0 / shortest),
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from . import other_runs
 from .measures import STRENGTHS
-from .report import TITLES
+from .report import JUDGES, TITLES
 from .results import COMPARED, VARIED
 from .studies import BEYOND, REMOVALS, WAYS, WIDER, WORDINGS
 
@@ -33,6 +34,7 @@ NEEDS = {
     "lineas_1000": "optimisation",
     "lineas_50": "optimisation",
     "nearest": "nothing; another concept's optimisation",
+    "slider_lora": "optimisation",
     "mean_act": "statistics",
     "linear_act": "statistics",
     "linear_act_once": "statistics",
@@ -211,22 +213,23 @@ def _preference(flat: Flat) -> str:
         if f"preference.{m}.network" not in flat:
             continue
         row = [TITLES[m], formatted(flat, f"preference.{m}.concepts", "n")]
-        for judge in ("network", "renderer"):
+        judges = [judge for judge in JUDGES if any(f"preference.{one}.{judge}" in flat for one in COMPARED)]
+        for judge in judges:
             key = f"preference.{m}.{judge}"
             row += [formatted(flat, key, "%~"), _times(flat, f"{key}.times", key)]
         rows.append(row)
-    head = ["against", "concepts", "by the judge network", "times as often", "by the renderer", "times as often"]
-    return table(head, rows)
+    head = [word for judge in judges for word in (f"by the {JUDGES[judge]}", "times as often")] if rows else []
+    return table(["against", "concepts", *head], rows)
 
 
 def _times(flat: Flat, key: str, share: str) -> str:
-    return "always" if flat.get(key) is None and flat.get(share) == 1 else formatted(flat, key, ".2")
+    return "always" if flat.get(key) is None and flat.get(share) == 1 else formatted(flat, key, ".2~")
 
 
 def _distance(flat: Flat) -> str:
     rows = [
         [str(quarter), formatted(flat, f"quarter.{quarter}.distance", ".2")]
-        + [formatted(flat, f"quarter.{quarter}.{m}.concept", "%") for m in ("ours_text", "ours_image", "prompting")]
+        + [formatted(flat, f"quarter.{quarter}.{m}.concept", "%~") for m in ("ours_text", "ours_image", "prompting")]
         for quarter in range(1, 5)
         if flat.get(f"quarter.{quarter}.ours_text.concept") is not None
     ]
@@ -240,6 +243,7 @@ def _speed(flat: Flat) -> str:
             ("HyperTransport: encode the words, predict, install", "speed.predict_seconds", ".4"),
             ("Mean-AcT, one concept", "speed.mean_act_seconds", ".2"),
             ("LinEAS, the few steps", "speed.fit_short_seconds", ".1"),
+            ("concept-slider LoRA", "speed.slider_seconds", ".0"),
             ("LinEAS, the many steps", "speed.fit_seconds", ".0"),
         )
         if flat.get(key) is not None
@@ -255,6 +259,7 @@ def _world(flat: Flat) -> str:
             ("colour right", "postcard.colour"),
             ("concept named", "postcard.concept"),
             ("judge right on fresh renders", "judge.renders"),
+            ("second judge right on them", "judge_2.renders"),
             ("CLIP finds held-out concepts' captions, within their category", "clip.retrieval_heldout"),
             ("unsteered pictures at the right place", "heldout.unsteered.place_right"),
             ("unsteered pictures in the right size", "heldout.unsteered.size_right"),
@@ -287,11 +292,31 @@ def _extremes(flat: Flat) -> str:
     }
     order = sorted(shares, key=lambda name: (-shares[name], name))
     rows = [
-        [name, formatted(flat, f"category.{name}.ours_text.concept", "%")]
-        + [formatted(flat, f"category.{name}.{m}.concept", "%") for m in ("ours_image", "prompting", "linear_act")]
+        [name]
+        + [formatted(flat, f"category.{name}.{m}.concept", "%~") for m in ("ours_text", "ours_image", "prompting", "linear_act")]
         for name in order
     ]
     return table(["category", "from words", "from one picture", "prompting", "Linear-AcT at strength 1"], rows)
+
+
+def _also(flat: Flat) -> str:
+    """A table per group of other runs; of seeds the mean and the range too."""
+    parts = []
+    for group, names in other_runs.groups(flat).items():
+        rows = []
+        for name in names:
+            prefix = f"also.{group}.{name}"
+            counts = [formatted(flat, f"{prefix}.{what}", "n") for what in ("sites", "concepts")]
+            rows.append([name, *counts, *(formatted(flat, f"{prefix}.{m}", "%~") for m in other_runs.MEASURES)])
+        if group == "seeds" and len(names) > 1:
+            rows.append(["**mean (smallest to largest)**", "", "", *(_spread(flat, group, m) for m in other_runs.MEASURES)])
+        parts.append(f"**{group}**\n\n" + table([group, "sites", "held-out concepts", *other_runs.MEASURES.values()], rows))
+    return "\n\n".join(parts) or NOT_MEASURED[:1].upper() + NOT_MEASURED[1:] + "."
+
+
+def _spread(flat: Flat, group: str, measure: str) -> str:
+    found = other_runs.spread_of(flat, group, measure)
+    return NOT_MEASURED if found is None else f"{100 * found[0]:.0f} % ({100 * found[1]:.0f} to {100 * found[2]:.0f})"
 
 
 def _missing(flat: Flat) -> str:
@@ -304,7 +329,8 @@ def _missing(flat: Flat) -> str:
 GOALS = (
     ("concept from words, as a share of prompting's", "share_of_prompting", 0.9, None),
     ("concept from one picture, as a share of that from words", "modality.image_share", 1.0, None),
-    ("all three right, minus LinEAS with many steps", "versus.lineas_1000.joint", 0.0, None),
+    ("concept named, minus LinEAS with many steps", "versus.lineas_1000.concept", 0.0, None),
+    ("subject kept, minus LinEAS with many steps", "versus.lineas_1000.subject", 0.0, None),
     ("both concepts present, by the sum of maps", "composition.both_present", 0.6, None),
     ("farthest quarter named less often by", "distance.farthest_quarter_drop", None, 0.1),
 )
@@ -324,6 +350,7 @@ def _goals(flat: Flat) -> str:
 
 TABLES: dict[str, Callable[[Flat], str]] = {
     "missing": _missing,
+    "also": _also,
     "at_one": _at_one,
     "at_best": _at_best,
     "versus": _versus,

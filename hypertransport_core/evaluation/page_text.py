@@ -55,8 +55,10 @@ says how well real checkpoints are steered.
 [[table:at_one]]
 
 *The concepts of LinEAS with [[fit.steps_long|n]] steps* ([[counts.lineas_1000|n]], and the nearest training concept's
-maps) are few because one fit takes minutes: compare those lines with each other only through the table of differences
-below. LinEAS: [[fit.samples|n]] samples, batches of [[fit.batch|n]].
+maps) and of the concept-slider LoRA are few because one fit takes minutes: compare those lines with others only
+through the table of differences below. LinEAS: [[fit.samples|n]] samples, batches of [[fit.batch|n]]. *Concept-slider
+LoRA*: a low-rank change of every linear layer ([Gandikota et al.](https://arxiv.org/abs/2311.12092)), fitted to
+the same prompts in [[fit.slider_steps|n]] steps; here the prompt with the concept is its target.
 
 ## Every method at its best strength
 
@@ -161,11 +163,14 @@ compare with prompting.
 
 ## Preferred, picture by picture
 
-Same scene, same noise, both at the strengths chosen; a tie counts half. Two judges that were made differently: the
-judge network (probability of the concept, the subject and the colour together) and the renderer (which picture is
-nearer to the render of the same truth). Neither is a person.
+Same scene, same noise, both at the strengths chosen; a tie counts half. The judges were made differently: the judge
+network (probability of the concept, the subject and the colour together), the renderer (which picture is nearer to the
+render of the same truth) and, where it has been trained, a second network of another architecture, from other renders.
+None is a person.
 
 [[table:preference]]
+
+[[picture:preference.png|How often HyperTransport from words is preferred to each method, by each judge, with intervals]]
 
 ## Seconds
 
@@ -188,17 +193,24 @@ By the share of pictures right in concept, subject and colour, then by the judge
 
 [[picture:worst.jpg|The worst held-out concepts: failures shown as failures]]
 
+## Other trainings
+
+Everything above is about one hypernetwork; its intervals are over concepts, not over trainings. Other seeds, numbers of
+training concepts, samples, site sets and ablations are trainings of their own: each is trained by
+[`train_hypernet.py`](training.md), measured by `python -m hypertransport_core evaluate --hypernetwork FILE --json
+REPORT`, and named here by `results --from FOLDER --also GROUP/NAME=REPORT`.
+
+[[table:also]]
+
+[[sheets:curve|How HyperTransport from words and from a picture grows over the runs of a group]]
+
 ## The world itself
 
 [[table:world]]
 
 ## Not measured yet
 
-- **A Perceiver hypernetwork, a concept-slider LoRA and a decoupled image-prompt adapter** as baselines: each needs a
-  training of its own.
-- **How results grow** with training concepts and with samples per concept, other site sets, ablations of the design,
-  and other training seeds of the hypernetwork: each point is a training. One hypernetwork was measured; the intervals
-  are over concepts, not over trainings.
+- **A Perceiver hypernetwork and a decoupled image-prompt adapter** as baselines: each needs a training of its own.
 - **CLIP of another seed** than the conditioning one as a measure of fidelity: this world has one CLIP, and scoring
   with it would favour the method that reads it. The renderer stands in.
 - **Real checkpoints**, and people.

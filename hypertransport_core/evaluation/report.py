@@ -22,12 +22,13 @@ MORE_MEASURES = ("joint", "place", "size", "similarity", "error", "moved")
 TITLES = {
     "ours_text": "HyperTransport, words",
     "ours_image": "HyperTransport, picture",
+    "ours_images_4": "HyperTransport, four pictures",
     "prompting": "prompting",
     "lineas_1000": "LinEAS, 1000 steps",
     "lineas_50": "LinEAS, 50 steps",
     "nearest": "nearest concept's LinEAS",
+    "slider_lora": "concept-slider LoRA",
     "mean_act": "Mean-AcT",
-    "ours_images_4": "HyperTransport, four pictures",
     "linear_act": "Linear-AcT, incremental",
     "linear_act_once": "Linear-AcT, at once",
     "iti_c": "ITI-c",
@@ -36,16 +37,15 @@ TITLES = {
     "unsteered": "unsteered",
 }
 
+JUDGES = {"network": "judge network", "network_2": "second network", "renderer": "renderer"}
+
 
 def flatten(result: Result, settings: EvaluationSettings) -> dict[str, Any]:
     """All results under flat keys; fractions in [0, 1], seconds in seconds; None where nothing could be measured."""
     flat: dict[str, Any] = {}
     for method, scores in result.scores.items():
-        for measure in MEASURES + MORE_MEASURES:
-            values = [score[measure] for score in scores.values()]
-            flat[f"heldout.{method}.{measure}"] = mean(values)
-            flat[f"interval.heldout.{method}.{measure}"] = list(interval(values))
-        flat[f"heldout.{method}.probability"] = mean([score["probability"] for score in scores.values()])
+        for measure in (*MEASURES, *MORE_MEASURES, "probability"):
+            flat.update(with_interval(f"heldout.{method}.{measure}", [score[measure] for score in scores.values()]))
         flat[f"counts.{method}"] = len(scores)
     for measure, value in result.unsteered.items():
         flat[f"heldout.unsteered.{measure}" + ("" if measure == "error" else "_right")] = value
@@ -81,14 +81,18 @@ def flatten(result: Result, settings: EvaluationSettings) -> dict[str, Any]:
     return clean(flat)
 
 
+def with_interval(key: str, values: Sequence[float]) -> dict[str, Any]:
+    """The mean of per-concept values and its 95 % interval, as two keys."""
+    return {key: mean(values), f"interval.{key}": list(interval(values))}
+
+
 def _monotone(result: Result) -> dict[str, Any]:
     if not result.curves:
         return {}
     flat: dict[str, Any] = {"monotone_tolerant.fall_allowed": FALL_ALLOWED}
     for key, allowed in (("monotone", 0.0), ("monotone_tolerant", FALL_ALLOWED)):
         values = [float(rises(curve, allowed)) for curve in result.curves.values()]
-        flat[f"heldout.ours_text.{key}"] = mean(values)
-        flat[f"interval.heldout.ours_text.{key}"] = list(interval(values))
+        flat.update(with_interval(f"heldout.ours_text.{key}", values))
     for index, strength in enumerate(STRENGTHS):
         flat[f"curve.ours_text.probability.{strength:g}"] = mean([curve[index] for curve in result.curves.values()])
         flat[f"curve.ours_text.subject.{strength:g}"] = mean([curve[index] for curve in result.subject_curves.values()])
@@ -113,13 +117,13 @@ def _on_subset(result: Result) -> dict[str, Any]:
 
 
 def _by_category(result: Result) -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for category in sorted({by_name()[name].category for name in result.heldout}):
         for method, scores in result.scores.items():
             for measure in MEASURES:
                 values = [score[measure] for name, score in scores.items() if by_name()[name].category == category]
                 if values:
-                    flat[f"category.{category}.{method}.{measure}"] = mean(values)
+                    flat.update(with_interval(f"category.{category}.{method}.{measure}", values))
     return flat
 
 
@@ -134,7 +138,7 @@ def _by_quarter(result: Result) -> dict[str, Any]:
             for measure in MEASURES:
                 values = [scores[name][measure] for name in names if name in scores]
                 if values:
-                    flat[f"quarter.{quarter + 1}.{method}.{measure}"] = mean(values)
+                    flat.update(with_interval(f"quarter.{quarter + 1}.{method}.{measure}", values))
     return flat
 
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..pipeline import Pipeline
 from ..postcard.judge import Judge
 from . import studies as study
-from .bootstrap import interval, paired_interval, ratio_interval
+from .bootstrap import paired_interval, ratio_interval
 from .measures import STRENGTHS, mean
-from .methods import DEAR, EVERY, SAMPLES, cost_of_step
-from .report import MEASURES, MORE_MEASURES, clean, flatten
+from .fits import cost_of_slider_step
+from .methods import EVERY, SAMPLES, cost_of_step
+from .report import MEASURES, MORE_MEASURES, clean, flatten, with_interval
 from .runner import EvaluationSettings, Session, speed, total_cost
 from .stored import Shown, as_bytes
 from .studies import BEYOND, GRID, Studies, StudySettings
 
 ALL_MEASURES = (*MEASURES, *MORE_MEASURES)
 VARIED = ("ours_text", "ours_image", "prompting", "lineas_50", "linear_act")
-COMPARED = ("prompting", "lineas_1000", "lineas_50", "linear_act", "iti_c", "mean_act", "ridge", "nearest", "mean_map")
+COMPARED = (
+    "prompting", "lineas_1000", "lineas_50", "slider_lora", "linear_act", "iti_c", "mean_act", "ridge", "nearest", "mean_map"
+)
+DEFAULT_METHODS = tuple(method for method in EVERY if method != "slider_lora")  # its rate is not checked yet
 LOWER_IS_BETTER = ("error",)
 
 
@@ -29,7 +33,7 @@ class ResultsSettings:
     """What the results page measures: the comparison and the studies."""
 
     evaluation: EvaluationSettings = field(
-        default_factory=lambda: EvaluationSettings(prompts=8, fit_concepts=3, methods=EVERY)
+        default_factory=lambda: EvaluationSettings(prompts=8, fit_concepts=3, methods=DEFAULT_METHODS)
     )
     studies: StudySettings = field(default_factory=StudySettings)
 
@@ -43,14 +47,21 @@ Keep = Callable[[dict[str, Any], Shown], None]
 
 
 def measure(
-    pipeline: Pipeline, judge: Judge, settings: ResultsSettings, keep: Keep, *, quiet: bool = False
+    pipeline: Pipeline,
+    judge: Judge,
+    settings: ResultsSettings,
+    keep: Keep,
+    *,
+    second: Judge | None = None,
+    quiet: bool = False,
 ) -> None:
     """Run everything; `keep` gets all that is measured after every part, so a run that is stopped has lost one part.
+    second: another judge, for preferences.
 
     A study that fails does not take the others with it: what it would have measured is missing, and ResultsError says
     so at the end.
     """
-    session = Session(pipeline, judge, settings.evaluation, quiet=quiet)
+    session = Session(pipeline, judge, settings.evaluation, second=second, quiet=quiet)
     methods, found, more = settings.evaluation.methods, Studies(), settings.studies
     session.progress.total = _cost(settings, session)
     session.compare()
@@ -132,10 +143,6 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
 _SUM = "composition.sum.both_present"
 
 
-def _with_interval(key: str, values: Sequence[float]) -> dict[str, Any]:
-    return {key: mean(values), f"interval.{key}": list(interval(values))}
-
-
 def _best(found: Studies) -> dict[str, Any]:
     """Every method at the strength chosen on validation concepts, and what the choice rests on."""
     flat: dict[str, Any] = {}
@@ -144,11 +151,10 @@ def _best(found: Studies) -> dict[str, Any]:
         flat[f"choice.{method}.concepts"] = found.chosen_on[method]
     for method, per_concept in found.best.items():
         flat[f"best.{method}.strength"] = None if method == "prompting" else found.strength(method)
-        source = "lineas_1000" if method in DEAR else method
-        flat[f"best.{method}.chosen_on"] = len(found.chosen_on.get(source, []))
+        flat[f"best.{method}.chosen_on"] = len(found.chosen_on.get(study.CHOSEN_WITH.get(method, method), []))
         for measure_name in ALL_MEASURES:
             values = [score[measure_name] for score in per_concept.values()]
-            flat.update(_with_interval(f"best.{method}.{measure_name}", values))
+            flat.update(with_interval(f"best.{method}.{measure_name}", values))
     return flat
 
 
@@ -188,7 +194,7 @@ def _curve(session: Session, found: Studies) -> dict[str, Any]:
         for measure_name in (*ALL_MEASURES, "probability"):
             key = f"curve.ours_text.{measure_name}.{strength:g}"
             if steps:
-                flat.update(_with_interval(key, [step[measure_name] for step in steps]))
+                flat.update(with_interval(key, [step[measure_name] for step in steps]))
     ways = {
         name: {s: step["moved"] / steps[1.0]["moved"] for s, step in steps.items()}
         for name, steps in whole.items()
@@ -197,9 +203,9 @@ def _curve(session: Session, found: Studies) -> dict[str, Any]:
     for strength in (*STRENGTHS, *BEYOND):
         values = [way[strength] for way in ways.values() if strength in way]
         if values:
-            flat.update(_with_interval(f"curve.ours_text.way.{strength:g}", values))
+            flat.update(with_interval(f"curve.ours_text.way.{strength:g}", values))
     flat.update(
-        _with_interval("curve.ours_text.bend", [max(abs(way[s] - s) for s in STRENGTHS) for way in ways.values()])
+        with_interval("curve.ours_text.bend", [max(abs(way[s] - s) for s in STRENGTHS) for way in ways.values()])
     )
     flat["curve.identical_at_0"] = found.identical
     return flat
@@ -211,7 +217,7 @@ def _parts(name: str, parts: Mapping[str, study.PerConcept]) -> dict[str, Any]:
     for part, per_concept in parts.items():
         for measure_name in next(iter(per_concept.values()), {}):
             values = [score[measure_name] for score in per_concept.values()]
-            flat.update(_with_interval(f"{name}.{part}.{measure_name}", values))
+            flat.update(with_interval(f"{name}.{part}.{measure_name}", values))
     return flat
 
 
@@ -278,12 +284,16 @@ def _preferences(session: Session) -> dict[str, Any]:
         return flat
     for method in COMPARED:
         for judge, shares in study.preferences(session, method).items():
-            if shares:
-                key = f"preference.{method}.{judge}"
-                flat.update(_with_interval(key, list(shares.values())))
-                flat[f"{key}.times"] = flat[key] / (1 - flat[key]) if flat[key] < 1 else float("inf")
-                flat[f"preference.{method}.concepts"] = len(shares)
+            key = f"preference.{method}.{judge}"
+            flat.update(with_interval(key, list(shares.values())))
+            flat[f"{key}.times"] = _odds(flat[key])
+            flat[f"interval.{key}.times"] = [_odds(bound) for bound in flat[f"interval.{key}"]]
+            flat[f"preference.{method}.concepts"] = len(shares)
     return flat
+
+
+def _odds(share: float) -> float:
+    return share / (1 - share) if share < 1 else float("inf")
 
 
 def _cost(settings: ResultsSettings, session: Session) -> float:
@@ -294,6 +304,8 @@ def _cost(settings: ResultsSettings, session: Session) -> float:
     for method, fits in (("lineas_50", more.validation), ("lineas_1000", more.validation_fits)):
         steps = one.fit.iterations[method == "lineas_50"]
         rows += fits * steps * cost_of_step(one.fit) if method in one.methods else 0
+    if "slider_lora" in one.methods:
+        rows += more.validation_fits * one.fit.slider_iterations * cost_of_slider_step()
     if "ridge" in one.methods:
         rows += SAMPLES * (len(session.methods.train) + len(session.methods.validation))
     pictures = len(one.methods) * more.validation * len(GRID) * more.scenes + heldout * len(BEYOND) * one.prompts

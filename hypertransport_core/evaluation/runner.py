@@ -11,12 +11,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..pipeline import Pipeline, StepMaps
+from ..fitting.slider_lora import LowRank
+from ..pipeline import Pipeline
 from ..postcard.captions import in_concept
 from ..postcard.concepts import concepts, split
 from ..postcard.judge import Judge
 from .measures import STRENGTHS, Judged, Scenes, concept_number, fresh_scenes, judged, scores
-from .methods import DEAR, METHODS, QUICK_FITS, SAMPLES, Fitter, FitSettings, Methods, cost_of_step, stratified
+from .fits import cost_of_slider_step
+from .methods import (
+    DEAR,
+    METHODS,
+    QUICK_FITS,
+    SAMPLES,
+    Change,
+    Fitter,
+    FitSettings,
+    Methods,
+    cost_of_step,
+    stratified,
+)
 from .truths import NO_CONCEPT, Nearness, Renders, scene_truth
 
 WORLD_SEED = 70_000
@@ -43,7 +56,7 @@ class EvaluationSettings:
 @dataclass
 class Result:
     """Everything measured: {method: {concept: {measure: value}}}, ours from words over strength, distances, seconds,
-    bars. pictured: {(method, concept)}: one number per picture from each of two judges, see `Session.look`."""
+    bars. pictured: {(method, concept): {judge: one number per picture}}, see `Session.merits`."""
 
     heldout: list[str] = field(default_factory=list)
     fitted: list[str] = field(default_factory=list)
@@ -61,7 +74,7 @@ class Result:
     prompts: dict[str, str] = field(default_factory=dict)
     examples: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     strengths: dict[str, dict[float, dict[str, float]]] = field(default_factory=dict)
-    pictured: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    pictured: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
     looks: dict[tuple[str, str], Judged] = field(default_factory=dict)
 
 
@@ -122,22 +135,24 @@ class Look:
             "moved": float((self.pictures - plain.pictures).square().mean((1, 2, 3)).sqrt().mean())
         }
 
-    def merits(self, concept: int) -> tuple[Tensor, Tensor]:
-        """One number per picture, higher is better, from each of two judges: the network's probability of the concept,
-        the subject and the colour together; the renderer's distance to the render of the same truth, negative."""
-        return self.judged.concept[:, concept] * self.judged.content, -self.near.error
-
 
 class Session:
     """One pipeline, judge and set of scenes with what was measured on them so far."""
 
     def __init__(
-        self, pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, *, quiet: bool = False
+        self,
+        pipeline: Pipeline,
+        judge: Judge,
+        settings: EvaluationSettings,
+        *,
+        second: Judge | None = None,
+        quiet: bool = False,
     ) -> None:
-        """Draws the scenes and makes their unsteered pictures; the progress bar does not know its total yet."""
+        """Draws the scenes and makes their unsteered pictures; the progress bar does not know its total yet. second:
+        another judge, which is asked for preferences only."""
         if pipeline.hypernetwork is None:
             raise ValueError("The pipeline has no hypernetwork, but an evaluation needs one; load it with one.")
-        self.pipeline, self.judge, self.settings = pipeline, judge, settings
+        self.pipeline, self.judge, self.second, self.settings = pipeline, judge, second, settings
         self.started = time.monotonic()
         heldout = split()["heldout"]
         names = stratified(heldout, len(heldout) if settings.concepts is None else settings.concepts)
@@ -155,21 +170,35 @@ class Session:
         self.plain = self.look(scenes.prompts, None, 1.0, NO_CONCEPT, "unsteered")
 
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], maps: StepMaps | None, strength: float = 1.0, what: str = ""
+        self, prompts: Sequence[str], seeds: Sequence[int], maps: Change | None, strength: float = 1.0, what: str = ""
     ) -> Tensor:
         """Pictures, counted."""
-        pictures = self.pipeline.generate(prompts, seeds, maps, strength, steps=self.settings.steps)
+        steps = self.settings.steps
+        if isinstance(maps, LowRank):
+            with maps.installed(self.pipeline.backbone.network, strength):
+                pictures = self.pipeline.generate(prompts, seeds, steps=steps)
+        else:
+            pictures = self.pipeline.generate(prompts, seeds, maps, strength, steps=steps)
         self.result.images += len(pictures)
         self.progress(len(pictures) * self.settings.steps, what)
         return pictures
 
     def look(
-        self, prompts: Sequence[str], maps: StepMaps | None, strength: float, concept: int, what: str = ""
+        self, prompts: Sequence[str], maps: Change | None, strength: float, concept: int, what: str = ""
     ) -> Look:
         """Pictures of prompts that go with the scenes, one each, judged for a concept (its index)."""
         pictures = self.generate(prompts, self.scenes.seeds, maps, strength, what)
         verdict = judged(self.judge, pictures, self.scenes.subject, self.scenes.colour)
         return Look(pictures, verdict, self.renders.near(pictures, concept))
+
+    def merits(self, look: Look, concept: int) -> dict[str, Tensor]:
+        """One number per picture, higher is better, from each judge: of a network the probability of the concept, the
+        subject and the colour together; of the renderer the distance to the render of the same truth, negative."""
+        found = {"network": look.judged.merit(concept), "renderer": -look.near.error}
+        if self.second is not None:
+            verdict = judged(self.second, look.pictures, self.scenes.subject, self.scenes.colour)
+            found["network_2"] = verdict.merit(concept)
+        return found
 
     def compare(self) -> Result:
         """The world's own bars, and all methods of the settings at strength 1 on held-out concepts."""
@@ -203,7 +232,7 @@ class Session:
         found = self.look(prompts, maps, 1.0, number, what)
         result.scores.setdefault(method, {})[name] = found.scores(self.plain, self.renders, number)
         result.examples[method, name] = found.pictures[result.shown[name]]
-        result.pictured[method, name] = found.merits(number)
+        result.pictured[method, name] = self.merits(found, number)
         if method == "ours_text":
             result.looks[method, name] = found.judged
             off = Look(self.plain.pictures, self.plain.judged, self.renders.near(self.plain.pictures, number))
@@ -243,6 +272,9 @@ def _world(session: Session) -> None:
         rates = accuracy(session.judge, settings.renders)
         result.world["judge.renders"] = sum(rates.values()) / len(rates)
         result.world.update({f"judge.renders_{head}": rate for head, rate in rates.items()})
+        if session.second is not None:
+            rates = accuracy(session.second, settings.renders)
+            result.world["judge_2.renders"] = sum(rates.values()) / len(rates)
         clip = getattr(session.pipeline.encoder, "clip", None)
         if clip is not None:
             with torch.no_grad():
@@ -261,6 +293,7 @@ def speed(methods: Methods, names: Sequence[str], fitter: Fitter) -> dict[str, f
         ("speed.fit_seconds", "lineas:", longest),
         ("speed.fit_short_seconds", "lineas:", shortest),
         ("speed.mean_act_seconds", "mean_act:", 0),
+        ("speed.slider_seconds", "slider_lora:", fitter.settings.slider_iterations),
     ):
         seconds = fitter.fresh(kind, iterations)
         found[key] = statistics.median(seconds) if seconds else None
@@ -279,4 +312,5 @@ def total_cost(settings: EvaluationSettings, heldout: int, fitted: int) -> float
         pictures += count * settings.prompts * (4 if method == "ours_text" else 1)
         iterations = {"lineas_1000": longest, "nearest": longest, "lineas_50": shortest}.get(method, 0)
         rows += count * (iterations * cost_of_step(settings.fit) + (2 * SAMPLES if method in QUICK_FITS else 0))
+        rows += count * settings.fit.slider_iterations * cost_of_slider_step() if method == "slider_lora" else 0
     return rows + pictures * settings.steps

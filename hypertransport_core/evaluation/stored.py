@@ -59,13 +59,14 @@ def load(folder: Path) -> Stored:
     return Stored(flat, pictures)
 
 
-def read_numbers(path: Path) -> dict[str, Any]:
-    """A results file. Raises FileError."""
-    cure = "measure them with python -m hypertransport_core results, without --from"
+def read_numbers(path: Path, keys: Sequence[str] = ("command", "concepts", "seconds")) -> dict[str, Any]:
+    """A report, in which `keys` are needed. Raises FileError."""
+    cure = "name a folder that python -m hypertransport_core results has measured into, or a report of evaluate"
     try:
         flat = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read as results ({error}), expected a file that this command wrote: {cure}") from error
-    if not isinstance(flat, dict) or not isinstance(flat.get("concepts"), dict) or "command" not in flat:
-        raise FileError(f"{path} holds no results of this command, expected its keys 'command' and 'concepts': {cure}")
+    missing = [key for key in keys if not isinstance(flat, dict) or flat.get(key) is None]
+    if missing:
+        raise FileError(f"{path} holds no results of this command, as it lacks '{missing[0]}': {cure}")
     return flat

@@ -17,7 +17,7 @@ from ..postcard.concepts import by_name, split
 from ..step_maps import combine
 from ..transport import TransportMaps
 from .measures import Scenes, concept_number, judged, kept, mean
-from .methods import DEAR, stratified
+from .methods import DEAR, Change, stratified
 from .runner import Session
 from .truths import NO_CONCEPT, Renders, scene_truth
 
@@ -30,6 +30,7 @@ UNKNOWN_WORD = "zorblen"
 NEAR_TOP = 5  # a concept is present when it is among the judge's so many most probable ones
 WIDER = (15, 30)  # more lenient readings, reported beside it
 SEEDS_SEED = 120_000
+CHOSEN_WITH = {"nearest": "lineas_1000"}  # maps of the same kind take the same strength
 
 PerConcept = dict[str, dict[str, float]]
 
@@ -63,8 +64,8 @@ class Studies:
     examples: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
 
     def strength(self, method: str) -> float:
-        """The strength chosen for a method; of the dear ones LinEAS's serves both."""
-        tried = self.choice.get("lineas_1000" if method in DEAR else method, {})
+        """The strength chosen for a method."""
+        tried = self.choice.get(CHOSEN_WITH.get(method, method), {})
         known = {strength: share for strength, share in tried.items() if share == share}
         return max(known, key=lambda s: (known[s], -abs(s - 1))) if known else 1.0
 
@@ -75,7 +76,7 @@ def choose_strengths(session: Session, studies: Studies, settings: StudySettings
     names = stratified(split()["validation"], settings.validation)
     some = _Part(session, settings.scenes)
     for method in methods:
-        if method == "prompting" or method == "nearest":
+        if method == "prompting" or method in CHOSEN_WITH:
             continue
         used = stratified(names, settings.validation_fits) if method in DEAR else names
         if not used:
@@ -101,7 +102,7 @@ def at_best_strength(session: Session, studies: Studies, methods: Sequence[str])
             number, maps = concept_number(name), session.methods.maps(method, name)
             look = session.look(session.scenes.prompts, maps, strength, number, f"{method} at {strength:g}, {name}")
             studies.best[method][name] = look.scores(session.plain, session.renders, number)
-            session.result.pictured[best_of(method), name] = look.merits(number)
+            session.result.pictured[best_of(method), name] = session.merits(look, number)
             session.result.examples[best_of(method), name] = look.pictures[session.result.shown[name]]
 
 
@@ -221,17 +222,17 @@ def vary(session: Session, studies: Studies, settings: StudySettings, methods: S
 
 
 def preferences(session: Session, method: str) -> dict[str, dict[str, float]]:
-    """Ours from words against a method, both at the strengths chosen, picture by picture: {judge: {concept: share that ours wins, a tie counts
-    half}}. Judges: `network`, probability of the concept, the subject and the colour together; `renderer`, nearer to
-    the render of the same truth."""
-    found: dict[str, dict[str, float]] = {"network": {}, "renderer": {}}
+    """Ours from words against a method, both at the strengths chosen, picture by picture: {judge: {concept: share that
+    ours wins, a tie counts half}}, by all judges of `Session.merits`."""
+    found: dict[str, dict[str, float]] = {}
     for name in session.result.scores.get(method, {}):
         kept_pictures = session.result.pictured
         ours, theirs = (
             kept_pictures.get((best_of(m), name), kept_pictures[m, name]) for m in ("ours_text", method)
         )
-        for judge, a, b in zip(found, ours, theirs):
-            found[judge][name] = float(((a > b).float() + (a == b).float() / 2).mean())
+        for judge, a in ours.items():
+            b = theirs[judge]
+            found.setdefault(judge, {})[name] = float(((a > b).float() + (a == b).float() / 2).mean())
     return found
 
 
@@ -250,7 +251,7 @@ class _Part:
     def judged(self, pictures: Tensor) -> Any:
         return judged(self.session.judge, pictures, self.scenes.subject, self.scenes.colour)
 
-    def scores(self, maps: StepMaps | None, strength: float, name: str, what: str) -> dict[str, float]:
+    def scores(self, maps: Change | None, strength: float, name: str, what: str) -> dict[str, float]:
         """Share of the pictures right before that show the concept and the right subject and colour: {"joint"}."""
         found = self.judged(self.session.generate(self.scenes.prompts, self.scenes.seeds, maps, strength, what))
         right = found.named(concept_number(name)) & found.subject & found.colour

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_checkpoint, save_checkpoint
 from .concepts import concepts
-from .judge import Judge
+from .judge import ARCHITECTURES, Judge
 from .render import Truth, random_truth, render
 from .trainers import carried_out, trainer_options
 
@@ -54,7 +54,7 @@ def accuracy(judge: Judge, count: int = 2000, seed: int = 77_001) -> dict[str, f
 def train(args: argparse.Namespace) -> None:
     """Train the judge, report how often it is right on fresh renders, write its file. Raises CheckpointError, FileError."""
     torch.manual_seed(args.seed)
-    judge = Judge().to(memory_format=torch.channels_last)
+    judge = Judge(architecture=args.architecture).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(judge.parameters(), args.rate, weight_decay=.02)
     g, first = torch.Generator().manual_seed(args.seed), 0
     if args.state.exists():
@@ -89,6 +89,8 @@ def train(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
     parser = trainer_options(__doc__, "postcard_judge.safetensors", "judge.safetensors", seed=4242)
+    parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="blocks",
+                        help="patches: of a second judge, together with another seed, --output and --state")
     parser.add_argument("--steps", type=int, default=1600, help="optimisation steps")
     parser.add_argument("--batch", type=int, default=64, help="renders in a step")
     parser.add_argument("--rate", type=float, default=3e-3, help="learning rate")

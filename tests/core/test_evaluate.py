@@ -14,6 +14,8 @@ from hypertransport_core.evaluation.measures import concept_number, fresh_scenes
 from hypertransport_core.evaluation.methods import METHODS, FitSettings, reference, stratified
 from hypertransport_core.evaluation.report import clean, flatten, table
 from hypertransport_core.evaluation.runner import EvaluationSettings, evaluate
+from hypertransport_core.files import FileError, load_file, save_file
+from hypertransport_core.fitting import LowRank
 from hypertransport_core.pipeline import JUDGE_FILE, Pipeline
 from hypertransport_core.postcard.captions import scene_prompts
 from hypertransport_core.postcard.concepts import by_name, categories, concepts, split
@@ -24,7 +26,14 @@ from hypertransport_core.postcard.subjects import SUBJECTS
 from small_postcard import write_world
 
 SMALL = EvaluationSettings(
-    concepts=2, prompts=2, steps=1, fit_concepts=1, world=3, renders=20, fit=FitSettings(batch=4, iterations=(3, 2))
+    concepts=2,
+    prompts=2,
+    steps=1,
+    methods=(*METHODS, "slider_lora"),
+    fit_concepts=1,
+    world=3,
+    renders=20,
+    fit=FitSettings(batch=4, iterations=(3, 2), slider_iterations=2),
 )
 
 
@@ -42,6 +51,8 @@ def flat(folder: Path) -> dict:
 def test_all_promised_keys_are_there(flat: dict) -> None:
     wanted = [f"heldout.{method}.{measure}" for method in METHODS for measure in ("concept", "subject", "colour")]
     wanted += [
+        "heldout.slider_lora.joint",
+        "speed.slider_seconds",
         "heldout.ours_text.monotone",
         "speed.fit_seconds",
         "speed.predict_seconds",
@@ -62,13 +73,13 @@ def test_all_promised_keys_are_there(flat: dict) -> None:
         and flat["counts.heldout"] == 2
         and flat["counts.fitted"] == 1 == flat["counts.lineas_1000"]
     )
-    # plain 2 + world 3 + two concepts x two prompts x (5 cheap methods + 3 strengths) + one concept x two prompts x 2
+    # plain 2 + world 3 + two concepts x two prompts x (5 cheap methods + 3 strengths) + one concept x two prompts x 3
     # dear ones
-    assert flat["counts.images"] == 2 + 3 + 2 * 2 * 8 + 2 * 2
+    assert flat["counts.images"] == 2 + 3 + 2 * 2 * 8 + 2 * 3
     assert flat["speed.fit_seconds"] > 0 < flat["speed.predict_seconds"]
     assert (
         len(flat["interval.heldout.ours_text.concept"]) == 2
-        and "quarter.4.ours_text.concept" in flat
+        and "interval.quarter.4.ours_text.concept" in flat
         and "subset.lineas_1000.concept" in flat
     )
     assert json.loads(json.dumps(flat, allow_nan=False)) == flat
@@ -95,10 +106,12 @@ def test_fits_are_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch
 
 def test_more_methods_have_maps_for_the_same_sites(folder: Path) -> None:
     pipeline = Pipeline.load(folder)
-    fitter = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, FitSettings(batch=4))
+    settings = FitSettings(batch=4, slider_iterations=1)
+    fitter = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings)
     methods = methods_module.Methods(pipeline, fitter)
     methods.train, methods.validation = methods.train[:5], methods.validation[:2]
     found = {method: methods.maps(method, "neon") for method in methods_module.MORE}
+    assert isinstance(found.pop("slider_lora"), LowRank)
     assert all(maps.sites == pipeline.hypernetwork.sites and maps.rows == 1 for maps in found.values())
     assert all(bool(maps.scale.isfinite().all() and maps.shift.isfinite().all()) for maps in found.values())
     assert found["mean_map"].allclose(methods.maps("mean_map", "sepia"))
@@ -108,6 +121,19 @@ def test_more_methods_have_maps_for_the_same_sites(folder: Path) -> None:
     assert torch.allclose(rows.shift[0], fitter.quick("mean_act", "neon").shift[0], atol=1e-5)
     with pytest.raises(ValueError, match="magic"):
         methods.maps("magic", "neon")
+    for method in ("prompting", "slider_lora"):
+        with pytest.raises(ValueError, match=method):
+            methods.steering(method, "neon")
+
+
+def test_a_slider_is_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline.load(folder)
+    settings = FitSettings(batch=4, cache=tmp_path, slider_iterations=1)
+    first = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings).slider("neon")
+    monkeypatch.setattr("hypertransport_core.fitting.slider_lora", lambda *a, **k: pytest.fail("fitted again"))
+    again = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings)
+    assert again.slider("neon").info == first.info and again.from_cache
+    assert all(torch.equal(pair[1], again.slider("neon").layers[path][1]) for path, pair in first.layers.items())
 
 
 def test_only_fits_of_this_run_are_timed(folder: Path, tmp_path: Path) -> None:
@@ -232,3 +258,17 @@ def test_report_has_no_nan() -> None:
         "c": True,
         "d": 3,
     }
+
+
+def test_judges_of_both_kinds_are_the_same_from_a_file(tmp_path: Path) -> None:
+    for architecture, widths in (("blocks", (8, 8, 8, 8)), ("patches", (8, 8, 8))):
+        judge, pictures = Judge(widths, architecture).eval(), torch.rand(3, 3, 64, 64)
+        judge.save(tmp_path / "judge.safetensors")
+        again = Judge.load(tmp_path / "judge.safetensors")
+        assert again.architecture == architecture and not again.training
+        one, two = judge.verdict(pictures), again.verdict(pictures)
+        assert one.concept.shape == (3, len(concepts()) + 1) and torch.allclose(one.concept, two.concept, atol=1e-2)
+    tensors, header = load_file(tmp_path / "judge.safetensors")
+    save_file(tmp_path / "judge.safetensors", tensors, "postcard_judge", header | {"architecture": "magic"})
+    with pytest.raises(FileError, match="cannot be built"):
+        Judge.load(tmp_path / "judge.safetensors")

@@ -20,9 +20,12 @@ from hypertransport_core.evaluation.measures import fresh_scenes
 from hypertransport_core.evaluation.methods import EVERY, Ridge, reference
 from hypertransport_core.evaluation.page_tables import TABLES
 from hypertransport_core.evaluation.page_text import TEMPLATE
+from hypertransport_core.evaluation.report import JUDGES
+from hypertransport_core.evaluation.results import DEFAULT_METHODS
 from hypertransport_core.evaluation.studies import Studies, pairs_of, typo
 from hypertransport_core.evaluation.truths import Renders, scene_truth
 from hypertransport_core.postcard.concepts import by_name, split
+from hypertransport_core.postcard.judge import Judge
 from hypertransport_core.postcard.render import concept_index, render
 from hypertransport_core.postcard.coupling import place_of
 
@@ -49,6 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(weights, output) of a tiny run; what it measured is kept in the folder `kept` of the weights."""
     pytest.importorskip("matplotlib")
     weights, output = write_world(tmp_path_factory.mktemp("weights")), tmp_path_factory.mktemp("docs")
+    Judge((8, 8, 8), "patches").eval().save(weights / results.SECOND_JUDGE_FILE)
     assert main(["results", "--weights", str(weights), "--output", str(output), "--measured", str(weights / "kept"), *TINY]) == 0
     return weights, output
 
@@ -65,7 +69,7 @@ def test_the_prose_holds_no_number_of_its_own() -> None:
 def test_all_promised_keys_are_there(run: tuple[Path, Path]) -> None:
     flat = numbers(run[1])
     wanted = ["composition.both_present", "removal.gone", "distance.farthest_quarter_drop", "heldout.ours_text.monotone"]
-    wanted += [f"preference.{method}.{judge}" for method in ("prompting", "linear_act") for judge in ("network", "renderer")]
+    wanted += [f"preference.{method}.{judge}" for method in ("prompting", "linear_act") for judge in JUDGES]
     wanted += [f"best.{method}.joint" for method in ("ours_text", "ours_image", "prompting", "linear_act", "mean_act")]
     wanted += ["robust.typo.concept", "diversity.prompting.share", "curve.ours_text.way.0.5", "modality.image_share"]
     for key in wanted:
@@ -97,7 +101,7 @@ def test_all_charts_are_drawn_900_pixels_wide(run: tuple[Path, Path], tmp_path: 
     flat = {key: 0.5 if value is None else value for key, value in numbers(run[1]).items()}
     flat |= {key: [0.4, 0.7] for key in flat if key.startswith("interval.")}
     drawn = charts.draw_all(flat, tmp_path)
-    assert drawn == ["methods.png", "strength.png", "choice.png", "categories.png", "distance.png"]
+    assert drawn == ["methods.png", "strength.png", "choice.png", "categories.png", "distance.png", "preference.png"]
     for name in drawn:
         with Image.open(tmp_path / name) as picture:
             assert picture.width == 900 and picture.height < 900
@@ -173,6 +177,34 @@ def test_what_a_stopped_run_has_measured_makes_a_page(
     assert "bit-identical to no steering in this run:\nnot measured" in text
 
 
+def test_other_trainings_get_their_tables_and_curves(run: tuple[Path, Path], tmp_path: Path) -> None:
+    flat, reports = numbers(run[1]), {}
+    for name, share in (("a", 0.25), ("b", 0.75)):
+        reports[name] = tmp_path / f"{name}.json"
+        changed = {"heldout.ours_text.concept": share, "interval.heldout.ours_text.concept": [share - 0.1, share + 0.1]}
+        reports[name].write_text(json.dumps({key: flat[key] for key in flat if key != "command"} | changed))
+    words = ["seeds/2", "seeds/1", "training concepts/100", "training concepts/25"]
+    others = [part for word, name in zip(words, "abba") for part in ("--also", f"{word}={reports[name]}")]
+    output = tmp_path / "docs"
+    assert main(["results", "--output", str(output), "--from", str(run[0] / "kept"), *others]) == 0
+    text = (output / "results.md").read_text(encoding="utf-8").partition("## Other trainings")[2]
+    assert text.index("| 1 | ") < text.index("| 2 | ") and text.index("| 25 | ") < text.index("| 100 | ")
+    assert "| 75 % (65 to 85) |" in text and "**mean (smallest to largest)** |  |  | 50 % (25 to 75) |" in text
+    assert "(results/curve-1.png)" in text and (output / "results" / "curve-1.png").is_file()
+    assert not (output / "results" / "curve-2.png").exists()  # seeds are names, not amounts
+    assert main(["results", "--output", str(output), "--from", str(output), "--also", f"x/y={reports['a']}"]) == 0
+    found = {key for key in numbers(output) if key.startswith("also.")}
+    assert found and all(key.startswith("also.x.y.") for key in found) and not (output / "results" / "curve-1.png").exists()
+
+
+@pytest.mark.parametrize("words", ["seeds", "seeds=nowhere.json", "seeds/1=nowhere.json", "a.b/1=x.json", "/1=x.json"])
+def test_other_trainings_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["results", "--output", str(tmp_path), "--also", words]) == 2
+    text = capsys.readouterr().err.strip()
+    assert text.endswith(".") and "\n" not in text
+
+
 @pytest.mark.parametrize(
     "arguments", [("--methods", "magic"), ("--concepts", "0"), ("--pairs", "-1"), ("--from", "nowhere"), ("--prompts", "x")]
 )
@@ -235,4 +267,4 @@ def test_quick_leaves_out_what_takes_minutes() -> None:
     quick = settings_of(Options()).evaluation
     assert "lineas_1000" not in quick.methods and quick.seed == 3 and quick.concepts == 12
     Options.quick = False
-    assert settings_of(Options()).evaluation.methods == EVERY
+    assert settings_of(Options()).evaluation.methods == DEFAULT_METHODS and set(DEFAULT_METHODS) <= set(EVERY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from .capture import PooledCapture
 from .sites import Site
 from .steering import Steering
 from .transport import TransportMaps
+
+if TYPE_CHECKING:
+    from .backbones.protocol import Backbone
 
 Maps = TransportMaps | Sequence[TransportMaps] | None
 
@@ -36,7 +39,7 @@ def next_latents(x: Tensor, clean: Tensor, level: float, next_level: float) -> T
     return clean + (x - clean) * (next_level / level)
 
 
-def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[Site], levels: Sequence[float], *,
+def measure(backbone: Backbone, conditioning: Tensor, noise: Tensor, sites: Sequence[Site], levels: Sequence[float], *,
             maps: Maps = None, rows: Tensor | None = None, pooling: str = "mean", measured: Sequence[int] | None = None,
             need_clean: bool = False) -> Measurement:
     """Roll a backbone out over noise levels and read its sites.
@@ -72,7 +75,7 @@ def measure(backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[
     return Measurement(tuple(features), first)
 
 
-def one_call(backbone: Any, x: Tensor, level: float, conditioning: Tensor, sites: Sequence[Site],
+def one_call(backbone: Backbone, x: Tensor, level: float, conditioning: Tensor, sites: Sequence[Site],
              maps: TransportMaps | None = None, rows: Tensor | None = None, pooling: str = "mean",
              keep_clean: bool = True) -> tuple[Tensor | None, Tensor | None]:
     """(pooled activations (B, D) of the sites or None without sites, predicted clean latents (B, *latent)) of x (B,
@@ -89,12 +92,12 @@ def one_call(backbone: Any, x: Tensor, level: float, conditioning: Tensor, sites
     return (capture.features() if capture else None), clean
 
 
-def device_of(backbone: Any) -> torch.device:
+def device_of(backbone: Backbone) -> torch.device:
     """Where the network's parameters are."""
     return next(backbone.network.parameters()).device
 
 
-def levels_of(backbone: Any, steps: int) -> list[float]:
+def levels_of(backbone: Backbone, steps: int) -> list[float]:
     """The noise levels at which the network is called when sampling in `steps` steps: descending, no final 0."""
     return [float(level) for level in backbone.noise_levels(steps)[:-1]]
 
@@ -109,7 +112,7 @@ def prompt_per_seed(prompts: Sequence[str], seeds: Sequence[int], name: str = "a
 
 
 @torch.no_grad()
-def pooled_samples(backbone: Any, prompts: Sequence[str], seeds: Sequence[int], sites: Sequence[Site], *,
+def pooled_samples(backbone: Backbone, prompts: Sequence[str], seeds: Sequence[int], sites: Sequence[Site], *,
                    steps: int = 1, levels: Sequence[float] | None = None, pooling: str = "mean", maps: Maps = None,
                    batch: int = 8, name: str = "a concept") -> Tensor:
     """Pooled activations of m = len(seeds) samples at every level: (S, m, D) fp32 on the CPU, without gradients.

@@ -7,7 +7,7 @@ the plain sum of `transport_of_rows` and `paired_of_rows`: parts of a batch add 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from .measuring import Maps, Measurement, measure
 from .sites import Site
 from .transport import TransportMaps
 from .wasserstein import LossError, channel_coefficients, coarsen, rank_targets
+
+if TYPE_CHECKING:
+    from .backbones.protocol import Backbone
 
 
 def align(seen: Tensor, tables: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ def leaf(maps: TransportMaps) -> TransportMaps:
     return TransportMaps(maps.sites, maps.scale.detach().requires_grad_(), maps.shift.detach().requires_grad_())
 
 
-def transport_loss(backbone: Any, maps: TransportMaps | Sequence[TransportMaps], conditioning: Tensor, noise: Tensor,
+def transport_loss(backbone: Backbone, maps: TransportMaps | Sequence[TransportMaps], conditioning: Tensor, noise: Tensor,
                    targets: Tensor, sites: Sequence[Site], levels: Sequence[float], *, pooling: str = "mean",
                    measured: Sequence[int] | None = None, weights: Sequence[float] | Tensor | None = None,
                    channel_weight: Tensor | None = None, paired_targets: Tensor | None = None,
@@ -89,7 +92,7 @@ def transport_loss(backbone: Any, maps: TransportMaps | Sequence[TransportMaps],
 class _Terms:
     """The parts of one loss evaluation, row-wise."""
 
-    def __init__(self, backbone: Any, conditioning: Tensor, noise: Tensor, sites: Sequence[Site],
+    def __init__(self, backbone: Backbone, conditioning: Tensor, noise: Tensor, sites: Sequence[Site],
                  levels: Sequence[float],
                  pooling: str, measured: Sequence[int] | None, weights: Sequence[float] | Tensor | None,
                  channel_weight: Tensor | None, paired: Tensor | None, paired_weight: float, map_rows: Tensor) -> None:

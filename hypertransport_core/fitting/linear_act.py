@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ..sites import Site, site_slices
 from ..steering import Forward, shadowed
 from ..transport import AffineMap, TransportMaps
 from .moments import FitError, first_step_samples
+
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
 
 Progress = Callable[[int, int], None]
 
@@ -37,7 +40,7 @@ def least_squares_map(source: Tensor, target: Tensor) -> AffineMap:
     return AffineMap(scale.float(), (y_mean - scale * x_mean).float())
 
 
-def linear_act(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
+def linear_act(backbone: Backbone, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
                seeds: Sequence[int], *, incremental: bool = True, steps: int = 1, batch: int = 8, groups: int = 0,
                progress: Progress | None = None) -> TransportMaps:
     """Linear-AcT maps of one concept, one row.
@@ -70,7 +73,7 @@ def linear_act(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[st
     return _as_maps(sites, fitted, "incremental", len(seeds))
 
 
-def _in_one_pass(backbone: Any, sites: tuple[Site, ...], prompts: Sequence[str], target: Tensor, seeds: Sequence[int],
+def _in_one_pass(backbone: Backbone, sites: tuple[Site, ...], prompts: Sequence[str], target: Tensor, seeds: Sequence[int],
                  level: float) -> AffineMap:
     """Fit every site as the network reaches it: by then all earlier maps act, in the order of the calls."""
     fitted: dict[str, AffineMap] = {}
@@ -105,7 +108,7 @@ def _in_one_pass(backbone: Any, sites: tuple[Site, ...], prompts: Sequence[str],
                      torch.cat([fitted[s.path].shift for s in sites]))
 
 
-def _by_groups(backbone: Any, sites: tuple[Site, ...], prompts: Sequence[str], target: Tensor, seeds: Sequence[int],
+def _by_groups(backbone: Backbone, sites: tuple[Site, ...], prompts: Sequence[str], target: Tensor, seeds: Sequence[int],
                level: Sequence[float], batch: int, groups: int, report: Progress) -> TransportMaps:
     maps = TransportMaps.identity(sites)
     bounds = [len(sites) * i // groups for i in range(groups + 1)]

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ from ..transport import TransportMaps
 from ..wasserstein import block_means, inverse_variance
 from .moments import FitError
 
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
+
 MIN_BATCH = 4
 FP16_LOSS_SCALE = 2.0**24
 
 
-def lineas(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
+def lineas(backbone: Backbone, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
            seeds: Sequence[int], *, iterations: int = 200, batch: int = 8, learning_rate: float = 5e-2, steps: int = 1,
            pooling: str = "mean", seed: int = 0, fresh_noise: bool = True, normalise: bool = False,
            paired_weight: float = 0.0, chunk: int | None = None, loss_scale: float | None = None,
@@ -86,7 +89,7 @@ def lineas(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], 
 class _Draw:
     """The source samples of an iteration: (conditioning, noise, paired targets or None)."""
 
-    def __init__(self, backbone: Any, texts: dict[str, list[str]], seeds: Sequence[int], batch: int, seed: int,
+    def __init__(self, backbone: Backbone, texts: dict[str, list[str]], seeds: Sequence[int], batch: int, seed: int,
                  fresh_noise: bool, device: torch.device, paired: bool, level: float) -> None:
         self.backbone, self.batch, self.device, self.level = backbone, batch, device, level
         self.seeds, self.fresh, self.paired = list(seeds), fresh_noise and batch < len(seeds), paired
@@ -114,7 +117,7 @@ class _Draw:
 class _Amplifier:
     """The factor on the loss that keeps gradients representable inside a network that computes in fp16."""
 
-    def __init__(self, backbone: Any, factor: float | None) -> None:
+    def __init__(self, backbone: Backbone, factor: float | None) -> None:
         dtype = getattr(backbone, "compute_dtype", next(backbone.network.parameters()).dtype)
         self.factor = (FP16_LOSS_SCALE if dtype == torch.float16 else 1.0) if factor is None else float(factor)
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from ..measuring import levels_of, pooled_samples
 from ..sites import Site, site_slices
 from ..transport import TransportMaps
 
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
+
 DIRECTIONS = ("mean", "classifier")
 
 
@@ -18,7 +21,7 @@ class FitError(ValueError):
     """Prompts or settings that cannot be fitted; the message is one sentence with the cure."""
 
 
-def mean_act(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
+def mean_act(backbone: Backbone, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
              seeds: Sequence[int], *, steps: int = 1, batch: int = 8) -> TransportMaps:
     """Mean-AcT: scale 1, shift = difference of the mean activations (Linear-AcT, arXiv 2410.23054, §3). One row.
 
@@ -30,7 +33,7 @@ def mean_act(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str]
     return TransportMaps(tuple(sites), torch.ones_like(shift), shift, {"operation": "mean_act", "samples": len(seeds)})
 
 
-def iti_c(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
+def iti_c(backbone: Backbone, sites: Sequence[Site], source_prompts: Sequence[str], target_prompts: Sequence[str],
           seeds: Sequence[int], *, strength: float = 1.0, direction: str = "classifier", ridge: float = 1.0,
           steps: int = 1, batch: int = 8) -> TransportMaps:
     """ITI-c: scale 1, shift = strength · s · θ per site. θ is the unit direction that tells source from target, s the
@@ -52,7 +55,7 @@ def iti_c(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str], t
     return TransportMaps(tuple(sites), torch.ones_like(shift), shift, info)
 
 
-def first_step_samples(backbone: Any, sites: Sequence[Site], source_prompts: Sequence[str],
+def first_step_samples(backbone: Backbone, sites: Sequence[Site], source_prompts: Sequence[str],
                        target_prompts: Sequence[str], seeds: Sequence[int], steps: int,
                        batch: int) -> tuple[Tensor, Tensor]:
     """Untouched pooled activations of source and target prompts at the first of `steps` sampling steps: (m, ΣC) fp32

@@ -4,13 +4,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..sites import Site
 from ..transport import TransportMaps
 from .linear_act import linear_act
 from .lineas import MIN_BATCH, lineas
 from .moments import FitError, mean_act
+
+if TYPE_CHECKING:
+    from ..backbones.protocol import Backbone
 
 METHODS = ("LinEAS", "Linear-AcT", "Mean-AcT")
 GROUPS = 8  # passes of Linear-AcT when the samples do not fit one call
@@ -63,7 +66,7 @@ class Recipe:
         """Samples in a network call."""
         return max(1, min(self.at_once, self.batch) if self.method == "LinEAS" else self.at_once)
 
-    def fit(self, backbone: Any, sites: Sequence[Site], generic: Sequence[str], concept: Sequence[str],
+    def fit(self, backbone: Backbone, sites: Sequence[Site], generic: Sequence[str], concept: Sequence[str],
             progress: Callable[[int, float], None] | None = None) -> TransportMaps:
         """Maps, one row, that turn what `generic` prompts do in the network into what `concept` prompts do.
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy
@@ -93,6 +94,16 @@ def test_a_users_own_photo(folder: Path, tmp_path: Path, mode: str, size: tuple[
     Image.new(mode, size, 3).save(path) if mode in ("L", "P", "I;16") else Image.new(mode, size).save(path)
     assert run(folder, tmp_path / "out.png", "--concept", str(path), "--strength", "1") == 0
     assert (tmp_path / "out.png").is_file() and len(list((tmp_path / "out").glob("01_my-photo*.png"))) == 1
+
+
+def test_nothing_is_fetched(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert run(folder, tmp_path, "--strength", "1") == 0
 
 
 def test_mix_and_remove(folder: Path, tmp_path: Path) -> None:

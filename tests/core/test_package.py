@@ -5,6 +5,7 @@ import asyncio
 import fnmatch
 import importlib
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -137,6 +138,16 @@ def test_one_version_everywhere() -> None:
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE).group(1) == version
 
 
+def test_every_name_of_the_core_is_there_for_programs_and_for_type_checkers() -> None:
+    named = hypertransport_core.__all__
+    assert {"Steering", "TransportMaps", "Pipeline", "find_sites"} <= set(named) == set(dir(hypertransport_core))
+    assert all(getattr(hypertransport_core, name) is not None for name in named)
+    shown = re.findall(r"^    from \.\w+ import (\w+) as \1$", (ROOT / "hypertransport_core/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(shown) == sorted(set(named) - {"__version__"})
+    with pytest.raises(AttributeError, match="no attribute 'Steer'"):
+        hypertransport_core.Steer  # noqa: B018
+
+
 def test_dependencies_leave_the_hosts_torch_alone() -> None:
     names = {re.match(r"[\w.-]+", requirement).group().lower() for requirement in project()["project"]["dependencies"]}
     assert not names & {"torch", "torchvision", "torchaudio", "numpy", "comfyui"}
@@ -162,6 +173,24 @@ print(build_meta.build_wheel(sys.argv[1]))
 """
 
 
+INSTALLED = """
+import sys
+import hypertransport_core
+from hypertransport_core.commands import main
+from hypertransport_core.pipeline import WEIGHTS
+assert hypertransport_core.__file__.startswith(sys.argv[1]) and str(WEIGHTS).startswith(sys.argv[1])
+sys.exit(main(["demo", "--concept", "neon", "--strength", "1", "--steps", "1", "--output", "here"]))
+"""
+
+
+def runs_from(site: Path, elsewhere: Path) -> None:
+    """What lies in a folder for packages makes a picture, from another folder, with the weights it brought along."""
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", INSTALLED, str(site)], cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "here" / "demo.png").is_file()
+
+
 def test_a_wheel_holds_every_file_of_the_core_and_the_weights(tmp_path: Path) -> None:
     """Built from a copy, without a network: what the project file says is what arrives."""
     setuptools = pytest.importorskip("setuptools")
@@ -176,16 +205,26 @@ def test_a_wheel_holds_every_file_of_the_core_and_the_weights(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
         packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        wheel.extractall(tmp_path / "site")
+    runs_from(tmp_path / "site", tmp_path)
     assert packed == {name if name.startswith("hypertransport_core/") else f"hypertransport_core/{name}" for name in wanted}
 
 
 def test_every_link_of_the_guides_leads_somewhere() -> None:
-    missing = []
-    for name, text in texts(tracked_files(), ".md").items():
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-            if not target.startswith("http") and not (ROOT / name).parent.joinpath(target).exists():
+    missing, guides = [], texts(tracked_files(), ".md")
+    for name, text in guides.items():
+        for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", text):
+            path, _, heading = target.partition("#")
+            place = (ROOT / name).parent.joinpath(path) if path else ROOT / name
+            if not target.startswith("http") and (not place.exists() or heading and heading not in anchors(place)):
                 missing.append(f"{name}: {target}")
-    assert not missing
+    assert not missing and any("#" in target for target in re.findall(r"\]\(([^)\s]+)", guides["README.md"]))
+
+
+def anchors(guide: Path) -> set[str]:
+    """What links may name behind the # of a guide: its headings in small letters, spaces as dashes, signs left out."""
+    text = re.sub(r"^```.*?^```", "", guide.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
 
 
 def test_readme_commands() -> None:

@@ -196,8 +196,8 @@ By the share of pictures right in concept, subject and colour, then by the judge
 ## Other trainings
 
 Everything above is about one hypernetwork; its intervals are over concepts, not over trainings. Other seeds, numbers of
-training concepts, samples, site sets and ablations are trainings of their own: each is trained by
-[`train_hypernet.py`](training.md), measured by `python -m hypertransport_core evaluate --hypernetwork FILE --json
+training concepts, samples, site sets, the Perceiver hypernetwork and ablations are trainings of their own: each is
+trained by [`train_hypernet.py`](training.md), measured by `python -m hypertransport_core evaluate --hypernetwork FILE --json
 REPORT`, and named here by `results --from FOLDER --also GROUP/NAME=REPORT`.
 
 [[table:also]]
@@ -210,7 +210,7 @@ REPORT`, and named here by `results --from FOLDER --also GROUP/NAME=REPORT`.
 
 ## Not measured yet
 
-- **A Perceiver hypernetwork and a decoupled image-prompt adapter** as baselines: each needs a training of its own.
+- **A decoupled image-prompt adapter** as a baseline: it needs a training of its own.
 - **CLIP of another seed** than the conditioning one as a measure of fidelity: this world has one CLIP, and scoring
   with it would favour the method that reads it. The renderer stands in.
 - **Real checkpoints**, and people.

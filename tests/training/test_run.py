@@ -8,15 +8,17 @@ import csv
 import errno
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
 from hypertransport_core import checkpoints
-from hypertransport_core.training import cli, loop, states
+from hypertransport_core.training import cli, loop, progress, states
 from hypertransport_core.training.config import TrainingConfig
 from hypertransport_core.training.states import States, TrainingError
 from hypertransport_core.weights_io import load_hypernetwork
@@ -181,6 +183,53 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, whole, train, m
     assert States(run).steps() == [4] and not list(run.rglob("*.partial"))
     assert train(run, "--resume", "latest") == 0
     assert_same(run, whole)
+
+
+@pytest.mark.parametrize("where", ["the generic class", "a concept", "the curves", "the weights file"])
+def test_a_disk_that_fills_up_anywhere_costs_nothing(tmp_path, whole, train, monkeypatch, capsys, where):
+    run, write = tmp_path / "run", checkpoints._write
+    part = {"the generic class": "source", "a concept": "teal_mosaic", "the curves": "", "the weights file": ""}[where]
+
+    def refuse(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def states_only(tensors, path, metadata):
+        refuse(path) if part and part in path else write(tensors, path, metadata=metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_write", states_only)
+        if where == "the curves":
+            patch.setattr(progress.Curves, "add", lambda self, step, values: refuse(self.path))
+        elif where == "the weights file":
+            patch.setattr(safetensors.torch, "save_file", lambda tensors, path, metadata=None: refuse(path))
+        assert train(run) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ") and "the disk is full" in said and "expected" in said and "space" in said
+    assert not (run / "hypernetwork.safetensors").exists() and not [p for p in run.rglob("*.part*") if p.is_file()]
+    assert train(run, "--resume", "latest") == 0
+    assert_same(run, whole)
+
+
+def test_it_says_how_fast_it_goes_and_how_long_it_takes(tmp_path, train, caplog):
+    with caplog.at_level("INFO", "hypertransport.training"):
+        assert train(tmp_path / "run", "--steps", 3, "--strip-concepts", 0) == 0
+    assert re.search(r"collected 20/24, [\d.]+ concepts/s, \d+ s left", caplog.text)
+    assert re.search(r"step 3/3 loss [\d.]+ .* [\d.]+ steps/s, 0 s left", caplog.text)
+    said = [progress.duration(seconds) for seconds in (0.4, 89, 95, 3540, 7500)]
+    assert said == ["0 s", "89 s", "2 min", "59 min", "2 h 05 min"]
+
+
+def test_tensorboard_shows_curves_and_strips(tmp_path, whole, train):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train(tmp_path / "run", "--data", whole / "data", "--stage", "train", "--tensorboard") == 0
+    board = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    board.Reload()
+    assert {"loss", "validation", "identity", "learning_rate"} <= set(board.Tags()["scalars"])
+    assert board.Tags()["images"] == ["strip"] and [picture.step for picture in board.Images("strip")] == [4, 8, 12]
+    shown = {event.step: event.value for event in board.Scalars("loss")}
+    assert shown == pytest.approx({int(row["step"]): float(row["loss"]) for row in curves(whole)}, rel=1e-4)
 
 
 def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(tmp_path):

@@ -31,10 +31,14 @@ ALSO = "\n\nAlso called: "
 LISTS_OF_FILES = {("HyperTransportLoad", "file"), ("HyperTransportLoadEncoder", "encoder"), ("HyperTransportLoadEncoder", "vision"),
                   ("HyperTransportLoadMaps", "maps_file")}  # combos whose options depend on the machine
 WORDS = {
-    "en": {"default": "default", "optional": "optional", "advanced": "advanced", "text": "text"},
-    "de": {"default": "Vorgabe", "optional": "optional", "advanced": "erweitert", "text": "Text"},
-    "ja": {"default": "初期値", "optional": "任意", "advanced": "詳細", "text": "テキスト"},
-    "zh": {"default": "默认", "optional": "可选", "advanced": "高级", "text": "文本"},
+    "en": {"default": "default", "optional": "optional", "advanced": "advanced", "text": "text",
+           "folded": "Advanced inputs are folded away: right-click the node and choose *Show Advanced*."},
+    "de": {"default": "Vorgabe", "optional": "optional", "advanced": "erweitert", "text": "Text",
+           "folded": "Erweiterte Eingänge sind weggeklappt: Rechtsklick auf den Node, dann *Show Advanced*."},
+    "ja": {"default": "初期値", "optional": "任意", "advanced": "詳細", "text": "テキスト",
+           "folded": "詳細な入力は折りたたまれています。ノードを右クリックして *Show Advanced* を選びます。"},
+    "zh": {"default": "默认", "optional": "可选", "advanced": "高级", "text": "文本",
+           "folded": "高级输入默认折叠：右键单击节点，选择 *Show Advanced*。"},
 }
 Translate = Callable[[str], str]
 
@@ -115,7 +119,10 @@ def to_do(language: str) -> tuple[list[str], list[str]]:
 def list_of_inputs(schema: Any, language: str, translate: Translate) -> str:
     """A line per input for a help page: name, range and default, meaning. No table: the page shows help in a narrow column."""
     rows = [(entry.id, [*_facts(schema.node_id, entry, WORDS[language])], entry.tooltip) for entry in schema.inputs or ()]
-    return "\n".join(_line(*row, language, translate) for row in rows)
+    lines = [_line(*row, language, translate) for row in rows]
+    if any(entry.as_dict().get("advanced") for entry in schema.inputs or ()):
+        lines += ["", WORDS[language]["folded"]]
+    return "\n".join(lines)
 
 
 def list_of_outputs(schema: Any, language: str, translate: Translate) -> str:

@@ -105,6 +105,38 @@ def test_slider_steers(page: ComfyPage, server: Server, shots: Path) -> None:
     assert page.complaints() == []
 
 
+def _shown(page: ComfyPage) -> tuple[list[str], float]:
+    """The widgets of the only node that can be seen, and its height."""
+    page.page.wait_for_timeout(300)
+    return page.page.evaluate("() => { const [n] = app.graph.nodes; return [n.widgets.filter(w => n.isWidgetVisible(w)).map(w => w.name), n.size[1]] }")
+
+
+def test_advanced_inputs_are_folded_away_until_asked_for(page: ComfyPage, shots: Path) -> None:
+    """web/advanced.js: few inputs at first, all after "Show Advanced" in the node's menu, and at once where one is in use."""
+    page.add("HyperTransportSteer")
+    few, height = _shown(page)
+    assert few == ["strength", "start_percent", "end_percent", "layers"] and height < 220
+    page.centre("HyperTransportSteer", scale=1.4)
+    place = page.page.evaluate(
+        """() => {
+            const [node] = app.graph.nodes, box = app.canvas.canvas.getBoundingClientRect()
+            const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] - 15])
+            return [x + box.left, y + box.top]
+        }"""
+    )
+    page.page.mouse.click(*place, button="right")
+    page.page.get_by_text("Show Advanced", exact=True).first.click()
+    every, tall = _shown(page)
+    page.screenshot(shots / "advanced.png")
+    assert len(every) == 16 and every[:4] == few and tall > height + 200
+    graph = page.page.evaluate("() => app.graph.serialize()")
+    values = graph["nodes"][0]["widgets_values"]
+    for changed, expected in ((values, few), ([*values[:-1], "auto"], every)):
+        page.load_workflow({**graph, "nodes": [{**graph["nodes"][0], "showAdvanced": None, "widgets_values": changed}]})
+        assert _shown(page)[0] == expected
+    assert page.complaints() == []
+
+
 def test_node_error_is_shown_in_our_words(page: ComfyPage, shots: Path) -> None:
     page.load_prompt(prompts.steered(concept=" "))
     ran = page.run()

@@ -67,6 +67,14 @@ class Node:
         options = spec[1] if len(spec) > 1 else {}
         return (isinstance(spec[0], list) or spec[0] in WIDGETS) and not options.get("forceInput")
 
+    def folded(self) -> list[str]:
+        """Widgets that the page does not show, see web/advanced.js: advanced ones of ours, where none has another value."""
+        found = {name: spec for name, spec, _ in self.inputs() if len(spec) > 1 and spec[1].get("advanced") and self.is_widget(spec)}
+        used = any(name in self.links or self.values.get(name, _default(spec)) != _default(spec) for name, spec in found.items())
+        if used or not self.type.startswith("HyperTransport"):
+            return []
+        return [*found]
+
     def size(self) -> list[int]:
         """Width and height as the page would make them at least, or more where asked."""
         if self.type in NOTES:
@@ -74,7 +82,8 @@ class Node:
         slots = sum(not self.is_widget(spec) for _, spec, _ in self.inputs())
         rows = max(slots, len(self.info["output"]), 1)
         texts = sum(bool(len(spec) > 1 and spec[1].get("multiline")) for _, spec, _ in self.inputs())
-        needed = SLOT * rows + 6 + WIDGET * (len(widget_names(self.info)) - texts) + 80 * texts + (8 if widget_names(self.info) else 0)
+        widgets = len(widget_names(self.info)) - len(self.folded())
+        needed = SLOT * rows + 6 + WIDGET * (widgets - texts) + 80 * texts + (8 if widgets else 0)
         return [self.width, max(self.height, needed)]
 
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="12 held-out concepts, 4 scenes each, without the methods that need minutes (lineas_1000, nearest, ridge)",
+        help="12 held-out concepts, 4 scenes each, without the methods that need minutes (lineas_1000, nearest, slider_lora, ridge)",
     )
     parser.add_argument(
         "--measured",
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, words in (
         ("concepts", "held-out concepts, spread over the categories (default: all)"),
         ("prompts", "scenes per concept (default: 8)"),
-        ("fit-concepts", "held-out concepts on which LinEAS with 1000 steps is run (default: 3)"),
+        ("fit-concepts", "held-out concepts on which LinEAS with 1000 steps and the slider are run (default: 3)"),
         ("fit-validation", "validation concepts on which its strength is chosen (default: 1)"),
         ("validation", "validation concepts on which the other strengths are chosen (default: 9)"),
         ("pairs", "pairs of concepts to show at once (default: 100)"),

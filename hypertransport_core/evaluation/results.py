@@ -24,7 +24,6 @@ VARIED = ("ours_text", "ours_image", "prompting", "lineas_50", "linear_act")
 COMPARED = (
     "prompting", "lineas_1000", "lineas_50", "slider_lora", "linear_act", "iti_c", "mean_act", "ridge", "nearest", "mean_map"
 )
-DEFAULT_METHODS = tuple(method for method in EVERY if method != "slider_lora")  # its rate is not checked yet
 LOWER_IS_BETTER = ("error",)
 
 
@@ -33,7 +32,7 @@ class ResultsSettings:
     """What the results page measures: the comparison and the studies."""
 
     evaluation: EvaluationSettings = field(
-        default_factory=lambda: EvaluationSettings(prompts=8, fit_concepts=3, methods=DEFAULT_METHODS)
+        default_factory=lambda: EvaluationSettings(prompts=8, fit_concepts=3, methods=EVERY)
     )
     studies: StudySettings = field(default_factory=StudySettings)
 

@@ -21,7 +21,6 @@ from hypertransport_core.evaluation.methods import EVERY, Ridge, reference
 from hypertransport_core.evaluation.page_tables import TABLES
 from hypertransport_core.evaluation.page_text import TEMPLATE
 from hypertransport_core.evaluation.report import JUDGES
-from hypertransport_core.evaluation.results import DEFAULT_METHODS
 from hypertransport_core.evaluation.studies import Studies, pairs_of, typo
 from hypertransport_core.evaluation.truths import Renders, scene_truth
 from hypertransport_core.postcard.concepts import by_name, split
@@ -267,4 +266,4 @@ def test_quick_leaves_out_what_takes_minutes() -> None:
     quick = settings_of(Options()).evaluation
     assert "lineas_1000" not in quick.methods and quick.seed == 3 and quick.concepts == 12
     Options.quick = False
-    assert settings_of(Options()).evaluation.methods == DEFAULT_METHODS and set(DEFAULT_METHODS) <= set(EVERY)
+    assert settings_of(Options()).evaluation.methods == EVERY

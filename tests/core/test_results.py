@@ -138,6 +138,18 @@ def test_the_same_run_gives_the_same_and_the_page_can_be_written_again(run: tupl
     assert _contents(drawn) == _contents(output)
 
 
+def test_the_page_in_the_repository_is_what_its_numbers_give(tmp_path: Path) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    if not (docs / "results.md").is_file():
+        pytest.skip("The page has not been measured yet.")
+    flat = stored.load(docs).flat
+    names = [path.name for path in (docs / "results").iterdir()]
+    again = "draw it again: python -m hypertransport_core results --output docs --from docs"
+    assert page_module.page(flat, names) == (docs / "results.md").read_text(encoding="utf-8"), again
+    page_module.write_csv(tmp_path / "results.csv", flat)
+    assert (tmp_path / "results.csv").read_bytes() == (docs / "results.csv").read_bytes(), again
+
+
 def _contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
 

@@ -336,8 +336,8 @@ class DataFolder:
         text, images = [], []
         for concept in concepts:
             tensors = _load(self.path_of(concept))
-            text.append(tensors["text"])
-            images.append(tensors["images"])
+            for name, found in (("text", text), ("images", images)):
+                found.append(tensors[name].clone())  # itself it would keep the whole file in memory
         return EmbeddingBank(text, images, means)
 
     def predictions(self, concept: Concept, levels: Sequence[int], samples: Sequence[int]) -> Tensor:

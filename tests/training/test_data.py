@@ -202,6 +202,12 @@ def test_a_pass_ends_at_its_last_site_where_nothing_else_is_made_of_it(
     assert ended == 2 * config.sampling_steps and found == everything
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are in memory")
+def test_embeddings_do_not_keep_the_tables_in_memory(collected: DataFolder) -> None:
+    bank = collected.embeddings(CONCEPTS)
+    assert len(bank.text) == len(CONCEPTS) and str(collected.folder / "concepts") not in Path("/proc/self/maps").read_text()
+
+
 def test_the_stored_size_is_the_plan(collected: DataFolder, tmp_path: Path) -> None:
     """SDXL's norm sites, 776 concepts beside the generic class, 8 block means: 3.65 GB, and a file is what is planned."""
     table = load_checkpoint(collected.path_of(CONCEPTS[0]))["table"]

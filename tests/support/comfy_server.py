@@ -141,6 +141,13 @@ class Server:
         """Errors, warnings and tracebacks in the log (its characters from `since` to `until`) that name this pack."""
         return [block for block in _blocks(self.log()[since:until]) if PACK_NAME.lower() in block.lower() and _is_bad(block)]
 
+    def processor_seconds(self) -> float:
+        """What all of its threads have used so far: hardly changed by what else the machine does."""
+        import psutil
+
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
     def memory(self) -> int:
         """Bytes of memory the server holds (resident set)."""
         import psutil

@@ -39,7 +39,7 @@ PRESETS = {
     "dmd2": "sdxl", "dmd2-1step": "sdxl", "dmd2-lora": "sdxl", "nitro-pixart": "pixart", "sdxl": "sdxl", "sd15": "sd15",
     "flux-schnell": "flux", "flux-dev": "flux",
 }  # fmt: skip
-CARDS = {"RTX 4090": 165e12, "A100": 312e12, "H100": 989e12}  # dense bf16 a second
+CARDS = {"RTX 4090": (165e12, 24), "A100": (312e12, 80), "H100": (989e12, 80)}  # dense bf16 a second, GB
 SHARE = 1 / 3
 CONCEPTS, VALIDATION, WIDTH = 776, 61, 768  # beside the generic class; of the shipped list; of ViT-L/14
 ENCODER = 428e6 * 4  # ViT-L/14 in fp32
@@ -140,11 +140,16 @@ def row_of(preset: str) -> str:
     rows = config.concepts_per_step * config.samples_per_concept
     collecting = (CONCEPTS + 1) * config.prompts_per_concept * levels * calls.forward
     training = config.steps * rows * (calls.step + (levels - 1) / 2 * calls.forward)
-    hours = [(collecting + training) / (SHARE * peak) / 3600 for peak in CARDS.values()]
-    cells = [f"`{preset}`", f"{statistics / GB:.1f}", f"{checkpoints / GB:.1f}", f"{size * 2 / 1e6:.0f}"]
+    work = collecting + training
+    hours = ["–" if plan.peak > room * GB else in_hours(work / (SHARE * peak)) for peak, room in CARDS.values()]
+    cells = [f"`{preset}`", f"{statistics / GB:.1f}", f"{checkpoints / GB:.1f}", f"{size * 2 / 1e6:.0f} MB"]
     cells += [f"{plan.peak / GB:.0f}", f"{plan.least / GB:.0f}", f"{calls.forward / 1e12:.1f}"]
-    cells += [f"{collecting / 1e15:,.0f}", f"{training / 1e15:,.0f}", *(f"{each:.1f}" for each in hours)]
+    cells += [f"{collecting / 1e15:,.0f}", f"{training / 1e15:,.0f}", *hours]
     return f"| {' | '.join(cells)} |"
+
+
+def in_hours(seconds: float) -> str:
+    return f"{seconds / 3600:.0f}" if seconds > 36000 else f"{seconds / 3600:.1f}"
 
 
 def plan_of(family: str, config: TrainingConfig, calls: Calls) -> memory.DevicePlan:

@@ -213,7 +213,7 @@ class Trainer:
                 self.best,
                 loss,
             )
-        if self.identity is not None and loss > self.identity:
+        if self.identity is not None and loss > 1.001 * self.identity:  # a fresh network is the identity up to rounding
             log.warning(
                 "Validation %.4f is worse than the untouched network's %.4f: lower the learning rates or check the "
                 "concepts.",

@@ -69,8 +69,10 @@ def test_settings_fit_together(name: str) -> None:
 
 
 def test_sizes_of_hypernetworks(models: Path) -> None:
-    """SDXL's norms ask for 588,160 numbers: 75 million weights in the head at a bottleneck of 128. And the guide's table."""
-    written = dict(re.findall(r"^\| `([\w-]+)` \|.*\| ([\d.]+) M \|$", (ROOT / "docs/training.md").read_text("utf-8"), re.M))
+    """SDXL's norms ask for 588,160 numbers: 75 million weights in the head at a bottleneck of 128. And the guide's tables."""
+    guide = (ROOT / "docs/training.md").read_text("utf-8")
+    written = dict(re.findall(r"^\| `([\w-]+)` \|.*\| ([\d.]+) M \|$", guide, re.M))
+    gigabytes = {name: sizes for name, *sizes in re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \| ([\d.]+) \| (\d+) MB \|", guide, re.M)}
     for name, family in FAMILY.items():
         config = config_of(name)
         sites = family_sites(family, config.site_set)
@@ -83,6 +85,9 @@ def test_sizes_of_hypernetworks(models: Path) -> None:
         if family == "sdxl":
             assert (outputs, narrow * outputs, count) == (588_160, 75_284_480, 77_842_432)
         assert written[name] == f"{count / 1e6:.1f}"
+        statistics = 776 * config.sampling_steps * config.blocks * outputs  # channels x 2 bytes are the outputs
+        checkpoints = 4 * count * (4 * (config.keep_last + 1) + 1)  # weights, mean, two moments; the best's mean
+        assert gigabytes[name] == [f"{statistics / 1e9:.1f}", f"{checkpoints / 1e9:.1f}", f"{2 * count / 1e6:.0f}"]
 
 
 @pytest.mark.parametrize("text", ["999 749 499 249", "999, 749,499 249", "400", "", "0"])

@@ -28,11 +28,11 @@ PLACES = {
     "HyperTransportLoad": [[0, 155], [290, 60], False],
     "CLIPTextEncode": [[0, 262], [290, 110], False],
     "HyperTransportConceptEncoder": [[0, 420], [290, 215], False],
-    "HyperTransportSteer": [[340, 0], [330, 420], False],
-    "HyperTransportEmptyPostcardLatent": [[340, 480], [200, 60], True],
-    "KSampler": [[340, 540], [200, 60], True],
-    "VAEDecode": [[540, 540], [200, 60], True],
-    "ImageScale": [[540, 600], [200, 60], True],
+    "HyperTransportSteer": [[340, 0], [330, 190], False],
+    "KSampler": [[340, 245], [330, 262], False],
+    "HyperTransportEmptyPostcardLatent": [[340, 560], [200, 60], True],
+    "VAEDecode": [[540, 560], [200, 60], True],
+    "ImageScale": [[540, 610], [200, 60], True],
     "SaveImage": [[720, 0], [540, 590], False],
 }
 LAY_OUT = """places => {
@@ -40,7 +40,7 @@ LAY_OUT = """places => {
     for (const node of app.graph.nodes.filter(n => n.type === 'MarkdownNote')) app.graph.remove(node)
     const seen = new Set()
     for (const node of app.graph.nodes) {
-        const [place, size, collapsed] = seen.has(node.type) ? [[340, 600], [200, 60], true] : places[node.type]
+        const [place, size, collapsed] = seen.has(node.type) ? [[340, 610], [200, 60], true] : places[node.type]
         seen.add(node.type)
         if (collapsed) node.collapse()
         node.pos = place

@@ -12,6 +12,21 @@ from hypertransport_core.steering import Steering
 from hypertransport_core.transport import TransportMaps
 
 
+TWO_BLOCKS = tuple(Site(f"blocks.{i}.{name}", kind, 16) for i in (0, 1)
+                   for name, kind in (("attn.proj", "self_attention"), ("mlp", "mlp")))
+
+
+def two_blocks(seed: int = 0) -> nn.Module:
+    """A tree of modules with the sites `TWO_BLOCKS`, for what looks at names and weights only."""
+    torch.manual_seed(seed)
+
+    def block() -> nn.ModuleDict:
+        return nn.ModuleDict({"attn": nn.ModuleDict({"proj": nn.Linear(16, 16)}),
+                              "mlp": nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))})
+
+    return nn.ModuleDict({"blocks": nn.ModuleList([block(), block()])})
+
+
 class Attention(nn.Module):
     """PixArt's: a composite that ends with `proj` and returns a tuple, as some attention modules do."""
 

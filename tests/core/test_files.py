@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from small_networks import TWO_BLOCKS, two_blocks
 from torch import nn
 
 from hypertransport_core import files
 from hypertransport_core.files import (FileError, check_fits, load_file, network_fingerprint, save_file,
                                        weights_agreement)
-from hypertransport_core.sites import Site
 
 KIND = "transport_maps"
 
@@ -272,44 +272,30 @@ def test_new_files_are_readable_by_others_and_folders_appear(tmp_path: Path) -> 
 
 # fingerprints and fits
 
-def network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-
-    def block() -> nn.ModuleDict:
-        return nn.ModuleDict({"attn": nn.ModuleDict({"proj": nn.Linear(16, 16)}),
-                              "mlp": nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))})
-
-    return nn.ModuleDict({"blocks": nn.ModuleList([block(), block()])})
-
-
-SITES = tuple(Site(f"blocks.{i}.{name}", kind, 16) for i in (0, 1)
-              for name, kind in (("attn.proj", "self_attention"), ("mlp", "mlp")))
-
-
 def header_for(net: nn.Module, family: str = "tiny") -> dict:
-    return {"backbone": {"family": family, "fingerprint": network_fingerprint(net, SITES)},
-            "sites": files.sites_to_header(SITES),
+    return {"backbone": {"family": family, "fingerprint": network_fingerprint(net, TWO_BLOCKS)},
+            "sites": files.sites_to_header(TWO_BLOCKS),
             "encoder": {"id": "clip-a", "width": 8}}
 
 
 def test_fingerprint_is_json_and_survives_storage_dtypes() -> None:
-    net = network()
-    fingerprint = network_fingerprint(net, SITES)
+    net = two_blocks()
+    fingerprint = network_fingerprint(net, TWO_BLOCKS)
     assert json.loads(json.dumps(fingerprint)) == fingerprint and fingerprint["weights"]
     for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
-        assert weights_agreement(fingerprint, network().to(dtype)) == 1.0
-    assert network_fingerprint(network().half(), SITES) == fingerprint
-    assert network_fingerprint(net, SITES[:-1])["structure"] != fingerprint["structure"]
-    assert weights_agreement(fingerprint, network().to("meta")) is None
+        assert weights_agreement(fingerprint, two_blocks().to(dtype)) == 1.0
+    assert network_fingerprint(two_blocks().half(), TWO_BLOCKS) == fingerprint
+    assert network_fingerprint(net, TWO_BLOCKS[:-1])["structure"] != fingerprint["structure"]
+    assert weights_agreement(fingerprint, two_blocks().to("meta")) is None
 
 
 def test_same_network_fits_without_a_note() -> None:
-    net = network()
+    net = two_blocks()
     assert check_fits(header_for(net), "f", network=net, family="tiny", encoder_id="clip-a", encoder_width=8) == []
 
 
 def test_fine_tune_fits_with_a_note() -> None:
-    net, tuned = network(), network()
+    net, tuned = two_blocks(), two_blocks()
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1 * parameter.std())
@@ -319,19 +305,19 @@ def test_fine_tune_fits_with_a_note() -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"family": "other"}, ["tiny (4 sites, 64 channels)", "other"]),
-    ({"network": network(5)}, ["tiny", "other weights", "expected at least 75%"]),
+    ({"network": two_blocks(5)}, ["tiny", "other weights", "expected at least 75%"]),
     ({"network": nn.Linear(3, 3), "family": "tiny"}, ["tiny", "no such site at 'blocks.0.attn.proj'"]),
     ({"encoder_id": "clip-b", "encoder_width": 8}, ["'clip-a'", "'clip-b'"]),
     ({"encoder_id": "clip-b", "encoder_width": 9}, ["width 8", "width 9", "clip-b"]),
 ])
 def test_refusals_name_both_sides(arguments: dict, words: list[str]) -> None:
     with pytest.raises(FileError) as caught:
-        check_fits(header_for(network()), "my.safetensors", **arguments)
+        check_fits(header_for(two_blocks()), "my.safetensors", **arguments)
     assert all(word in str(caught.value) for word in [*words, "my.safetensors"])
 
 
 def test_other_width_is_refused() -> None:
-    net = network()
+    net = two_blocks()
     net["blocks"][1]["mlp"] = nn.Linear(16, 24)
     with pytest.raises(FileError, match="24 channels at 'blocks.1.mlp', expected 16"):
-        check_fits(header_for(network()), "f", network=net)
+        check_fits(header_for(two_blocks()), "f", network=net)

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from small_networks import TWO_BLOCKS, two_blocks
 
 from hypertransport_core import weights_io
 from hypertransport_core.encoders import ConceptEmbedding, average, centre, stack
 from hypertransport_core.files import FileError, check_fits, load_file, network_fingerprint, save_file
 from hypertransport_core.hypernetworks import MLPHypernetwork, PerceiverHypernetwork
-from hypertransport_core.sites import Site
 from hypertransport_core.transport import TransportMaps
 
 KIND = "transport_maps"
@@ -23,28 +22,14 @@ def seeded() -> None:
     torch.manual_seed(11)
 
 
-def network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-
-    def block() -> nn.ModuleDict:
-        return nn.ModuleDict({"attn": nn.ModuleDict({"proj": nn.Linear(16, 16)}),
-                              "mlp": nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))})
-
-    return nn.ModuleDict({"blocks": nn.ModuleList([block(), block()])})
-
-
-SITES = tuple(Site(f"blocks.{i}.{name}", kind, 16) for i in (0, 1)
-              for name, kind in (("attn.proj", "self_attention"), ("mlp", "mlp")))
-
-
 def _unit(*shape: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
 
 
 @pytest.mark.parametrize("make", [
-    lambda: MLPHypernetwork(SITES, 8, width=12, bottleneck=4),
-    lambda: MLPHypernetwork(SITES, 8, steps=2, width=12, bottleneck=4),
-    lambda: PerceiverHypernetwork(SITES, 8),
+    lambda: MLPHypernetwork(TWO_BLOCKS, 8, width=12, bottleneck=4),
+    lambda: MLPHypernetwork(TWO_BLOCKS, 8, steps=2, width=12, bottleneck=4),
+    lambda: PerceiverHypernetwork(TWO_BLOCKS, 8),
 ])
 def test_hypernetwork_round_trip(tmp_path: Path, make) -> None:
     torch.manual_seed(1)
@@ -55,12 +40,12 @@ def test_hypernetwork_round_trip(tmp_path: Path, make) -> None:
         hypernetwork.set_source(torch.randn(hypernetwork.steps, 64), torch.rand(hypernetwork.steps, 64))
     means = {"text": _unit(8) * 0.5, "image": _unit(8) * 0.5, "image_map": torch.eye(8) + 0.1}
     path = tmp_path / "h.safetensors"
-    weights_io.save_hypernetwork(path, hypernetwork, family="tiny", fingerprint=network_fingerprint(network(), SITES),
+    weights_io.save_hypernetwork(path, hypernetwork, family="tiny", fingerprint=network_fingerprint(two_blocks(), TWO_BLOCKS),
                                  encoder_id="clip-a",
                                  means=means, strength_range=(-1, 2), training={"steps": 3}, licence="MIT")
     loaded = weights_io.load_hypernetwork(path)
     assert loaded.strength_range == (-1.0, 2.0) and loaded.header["training"] == {"steps": 3}
-    assert loaded.hypernetwork.sites == SITES
+    assert loaded.hypernetwork.sites == TWO_BLOCKS
     assert not loaded.hypernetwork.training and all(torch.equal(loaded.means[key], value) for key, value in means.items())
     embedding = ConceptEmbedding(_unit(8), "clip-a", "text", "snow")
     step = None if hypernetwork.steps == 1 else 1
@@ -70,7 +55,7 @@ def test_hypernetwork_round_trip(tmp_path: Path, make) -> None:
     assert maps.allclose(expected) and maps.rows == 1 and maps.info["concept"] == "snow"
     with pytest.raises(FileError, match="clip-b"):
         loaded.maps_for(ConceptEmbedding(_unit(8), "clip-b", "text", "snow"), step)
-    assert check_fits(loaded.header, path, network=network(), family="tiny") == []
+    assert check_fits(loaded.header, path, network=two_blocks(), family="tiny") == []
 
 
 @pytest.mark.parametrize(("change", "match"), [
@@ -94,7 +79,7 @@ def test_hypernetwork_round_trip(tmp_path: Path, make) -> None:
 ])
 def test_hypernetwork_files_that_lie(tmp_path: Path, change, match: str | None) -> None:
     path = tmp_path / "h.safetensors"
-    weights_io.save_hypernetwork(path, MLPHypernetwork(SITES, 8, width=12, bottleneck=4), family="tiny",
+    weights_io.save_hypernetwork(path, MLPHypernetwork(TWO_BLOCKS, 8, width=12, bottleneck=4), family="tiny",
                                  fingerprint={}, encoder_id="a")
     tensors, header = load_file(path)
     change(header, tensors)
@@ -105,13 +90,13 @@ def test_hypernetwork_files_that_lie(tmp_path: Path, change, match: str | None) 
 
 
 def test_maps_round_trip_and_lies(tmp_path: Path) -> None:
-    maps = TransportMaps(SITES, torch.rand(2, 64) + 0.5, torch.randn(2, 64), {"concept": "snow"})
+    maps = TransportMaps(TWO_BLOCKS, torch.rand(2, 64) + 0.5, torch.randn(2, 64), {"concept": "snow"})
     path = tmp_path / "m.safetensors"
-    weights_io.save_maps(path, maps, family="tiny", fingerprint=network_fingerprint(network(), SITES))
+    weights_io.save_maps(path, maps, family="tiny", fingerprint=network_fingerprint(two_blocks(), TWO_BLOCKS))
     again, header = weights_io.load_maps(path)
     assert torch.equal(again.scale, maps.scale) and torch.equal(again.shift, maps.shift)
-    assert again.sites == SITES and again.info == {"concept": "snow"}
-    assert check_fits(header, path, network=network(), family="tiny", encoder_id="any", encoder_width=3) == []
+    assert again.sites == TWO_BLOCKS and again.info == {"concept": "snow"}
+    assert check_fits(header, path, network=two_blocks(), family="tiny", encoder_id="any", encoder_width=3) == []
     for wrong in ({"scale": torch.ones(1, 64)}, {"scale": torch.ones(1, 64), "shift": torch.ones(2, 64)},
                   {"scale": torch.ones(64), "shift": torch.ones(64)},
                   {"scale": torch.ones(1, 63), "shift": torch.ones(1, 63)},

@@ -174,7 +174,7 @@ def test_a_model_whose_dimensions_lie(world: Path, config: dict) -> None:
     [
         ({"widths": [10**12, 8, 8, 8]}, "claims widths"),
         ({"widths": [8, 8, 8]}, "shape|lacks|holds"),
-        ({"widths": []}, "cannot be built"),
+        ({"widths": []}, "shape|cannot be built"),
         ({"widths": "8"}, "names neither"),
         ({"widths": [8, 8, 8, "x"]}, "cannot be built"),
         ({"widths": [8, 8, 8, -8]}, "cannot be built"),

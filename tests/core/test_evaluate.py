@@ -17,6 +17,7 @@ from hypertransport_core.evaluation.runner import EvaluationSettings, evaluate
 from hypertransport_core.files import FileError, load_file, save_file
 from hypertransport_core.fitting import LowRank
 from hypertransport_core.pipeline import JUDGE_FILE, Pipeline
+from hypertransport_core.postcard import train_judge
 from hypertransport_core.postcard.captions import scene_prompts
 from hypertransport_core.postcard.concepts import by_name, categories, concepts, split
 from hypertransport_core.postcard.judge import Judge
@@ -272,3 +273,10 @@ def test_judges_of_both_kinds_are_the_same_from_a_file(tmp_path: Path) -> None:
     save_file(tmp_path / "judge.safetensors", tensors, "postcard_judge", header | {"architecture": "magic"})
     with pytest.raises(FileError, match="cannot be built"):
         Judge.load(tmp_path / "judge.safetensors")
+
+
+def test_a_second_judge_is_trained_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_judge, "accuracy", lambda judge: {"concept": 0.0})
+    places = ["--output", str(tmp_path / "judge_2.safetensors"), "--state", str(tmp_path / "state.safetensors")]
+    assert train_judge.main(["--architecture", "patches", "--steps", "1", "--batch", "2", "--seed", "7", *places]) == 0
+    assert Judge.load(tmp_path / "judge_2.safetensors").architecture == "patches"

@@ -33,8 +33,9 @@ app.registerExtension({
     name: "HyperTransport.Advanced",
     nodeCreated(node) {
         if (!OURS.test(node.comfyClass ?? "") || !advanced(node).length) return
+        const unfolded = node.computeSize()[1]
         fold(node)
-        node.setSize([node.size[0], node.computeSize()[1]])
+        node.setSize([node.size[0], node.size[1] - unfolded + node.computeSize()[1]])
     },
     loadedGraphNode(node) {
         // A saved value that is not the default must be seen.

@@ -121,6 +121,7 @@ Sampled in a single pass with the same noise.
 
 1. Press **Run**.
 2. Write other **strengths** into *Strength Sheet*, such as `-0.5, 0, 0.5, 1, 1.5`, or other concepts, one per line, into *Concept Encoder*.
+3. Set **rows** to `kinds of layers`: which layers carry a concept?
 
 Look at: the column 0 is the same in every row, bit for bit: no steering. To the right the concept grows; the house stays.""")
     graph = scene.graph
@@ -228,6 +229,7 @@ def early_or_late(info: Mapping[str, Any]) -> Graph:
 
 1. Press **Run** and compare the three rows.
 2. Move the border: `end_percent` of the first row and `start_percent` of the second.
+3. Or fade out: right-click the last *HyperTransport Steer*, *Show Advanced*, and write `1, 0` into **curve**.
 
 Look at: the early half decides on large shapes and colours, the late half on texture. Both halves together are the whole.""")
     graph = scene.graph

@@ -149,6 +149,7 @@ def in_server(options: argparse.Namespace) -> tuple[Times, list[tuple[float, flo
                             if mode != "unsteered":  # the same noise: what runs is Steer and what comes after it
                                 moved = seconds(server, mode, STRENGTHS[1], next(seeds) - 1)
                                 times.moves[mode].append(max(0.0, moved - times.runs[mode][-1]))
+                        print(times.row(), file=sys.stderr)  # so far: what is interrupted is not lost
             finally:
                 server.stop()
     return times, starts

@@ -5,6 +5,7 @@ poolings.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -13,15 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypertransport_core.training import cli, samples
 from hypertransport_core.training.batches import draw
 from hypertransport_core.training.config import TrainingConfig
-from hypertransport_core.training.data import DataFolder
+from hypertransport_core.training.data import DataFolder, seeds_for
 from hypertransport_core.training.loop import Trainer, rate_factor
 from hypertransport_core.training.embeddings import EmbeddingBank
 from hypertransport_core.training.gradients import backward
 from hypertransport_core.training.validation import spread, used_levels
 from hypertransport_core.sites import total_channels
 from hypertransport_core.transport import TransportMaps
+from hypertransport_core.weights_io import load_hypernetwork
 from tests.training import worlds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +56,43 @@ def test_it_learns(tmp_path, data, train):
     validation, identity, mean_map = (float(last[name]) for name in ("validation", "identity", "mean_map"))
     assert validation < 0.8 * identity
     assert validation < mean_map
+
+
+def test_it_learns_on_postcard_in_two_minutes(tmp_path):
+    """The shipped world and six colours: what is learned of one wording serves another that was not trained on."""
+    entries = [{"name": f"{c} wash", "part": "train"} for c in ("azure", "crimson", "golden", "emerald", "charcoal", "violet")]
+    entries += [{"name": f"{c} tinted", "part": "validation"} for c in ("crimson", "emerald")]
+    (tmp_path / "washes.json").write_text(json.dumps(entries))
+    (tmp_path / "settings.toml").write_text(
+        "prompts_per_concept = 8\nblocks = 8\nimages_per_concept = 2\nsteps = 40\nconcepts_per_step = 4\nwidth = 256\n"
+        "learning_rate = 3e-3\nhead_learning_rate = 1e-2\nwarmup = 5\nema = 0.9\npartial_share = 0.0\n"
+        "validate_every = 40\nsave_every = 40\nstrip_concepts = 1\n"
+    )
+    files = ("--concepts", str(tmp_path / "washes.json"), "--config", str(tmp_path / "settings.toml"))
+    assert cli.main(["--preset", "postcard", "--output", str(tmp_path / "run"), "--device", "cpu", *files]) == 0
+    with open(tmp_path / "run/curves.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    words, pictures, identity = (float(last[name]) for name in ("validation", "validation_image", "identity"))
+    assert words < 0.25 * identity and pictures < 0.25 * identity and words < 0.5 * float(last["mean_map"])
+    assert len(load_hypernetwork(tmp_path / "run/hypernetwork.safetensors").hypernetwork.sites) == 45
+
+
+def test_a_strip_runs_from_the_inverse_side_to_beyond_the_full_map(tmp_path, data):
+    one = trainer(tmp_path, data)
+    with torch.no_grad():
+        one.average.head.bias += 0.3
+    concepts = one.world.concepts.validation[:2]
+    rows = samples.strip_rows(one.world, one.config, one.average, one.bank.means, concepts)
+    assert samples.STRENGTHS == (-1.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5) and len(samples.HEADINGS) == 7
+    assert [row.label for row in rows] == [concept.name for concept in concepts]
+    backbone = one.world.backbone
+    for number, seed in enumerate(seeds_for(2, one.config.seed, "strip")):
+        conditioning, noise = backbone.encode([one.world.scenes[number]]), backbone.noise([seed])
+        with torch.no_grad():
+            plain = backbone.decode(backbone.sample(conditioning, noise, steps=one.config.sampling_steps))[0]
+        torch.testing.assert_close(rows[number].pictures[1], plain)
+        distances = [float((picture - plain).norm()) for picture in rows[number].pictures]
+        assert distances[1] < 1e-4 < min(distances[0], *distances[2:])
 
 
 def test_a_fresh_network_scores_like_the_identity(tmp_path, data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -60,3 +61,9 @@ def test_python_in_the_guides_runs(guide: Path, tmp_path: Path, monkeypatch: pyt
 def test_there_is_python_to_run() -> None:
     assert {guide.name for guide in GUIDES if blocks(guide)} >= {"README.md", "getting-started.md"}
     assert CALL.findall("`maps.norm()` and `a.then(b)`") == ["maps.norm()", "a.then(b)"]
+
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    writer = runpy.run_path(str(ROOT / "docs" / "readme_numbers.py"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert writer["written"](text, json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))) == text

@@ -138,8 +138,11 @@ class Server:
         return (self.base / "log.txt").read_text(encoding="utf-8", errors="replace")
 
     def complaints(self, since: int = 0, until: int | None = None) -> list[str]:
-        """Errors, warnings and tracebacks in the log (its characters from `since` to `until`) that name this pack."""
-        return [block for block in _blocks(self.log()[since:until]) if PACK_NAME.lower() in block.lower() and _is_bad(block)]
+        """Errors, warnings and tracebacks in the log (its characters from `since` to `until`) that name this pack.
+
+        Installed packages do not count, also where their environment lies in a folder with the pack's name."""
+        blocks = _blocks(self.log()[since:until].replace(sys.prefix, "environment"))
+        return [block for block in blocks if PACK_NAME.lower() in block.lower() and _is_bad(block)]
 
     def processor_seconds(self) -> float:
         """What all of its threads have used so far: hardly changed by what else the machine does."""

@@ -73,6 +73,7 @@ def section(numbers: dict[str, Any]) -> str:
         f"concept show it in {numbers['postcard.concept']:.0%}, the subject in {numbers['postcard.subject']:.0%}, its "
         f"colour in {numbers['postcard.colour']:.0%} of the pictures; the judge is right on "
         f"{numbers['judge.renders']:.1%} of fresh renders.",
+        "![Twelve held-out concepts, every method's picture of the same scene](docs/results/gallery-1.jpg)",
     ]
     return "\n" + "\n\n".join(paragraphs) + "\n\n"
 

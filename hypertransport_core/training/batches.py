@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Draw:
     """What a step works on: concepts (K,), their embeddings (K, E), scenes and noise seeds (K * n, concept by concept),
-    levels, and the strength at which each concept's maps are applied (K,), 1 for all but the config's share.
+    levels, and the strength at which each concept's maps are applied (K,), 1 for all but the config's shares; -1 takes
+    the concept out of prompts that name it.
     """
 
     concepts: list[int]
@@ -62,8 +63,10 @@ def draw(step: int, bank: EmbeddingBank, scenes: int, levels: int, config: Train
     seeds = torch.randint(2**31 - 1, (len(concepts) * n,), generator=generator).tolist()
     used = sorted(torch.randperm(levels, generator=generator)[: config.levels_per_step].tolist())
     dice, strengths = torch.rand(2, len(concepts), generator=generator)
-    share = config.partial_share if step >= config.partial_from * config.steps else 0.0
-    strengths = torch.where(dice < share, strengths, torch.ones(()))
+    begun = step >= config.partial_from * config.steps
+    partial, removal = (config.partial_share, config.removal_share) if begun else (0.0, 0.0)
+    strengths = torch.where(dice < partial, strengths, torch.ones(()))
+    strengths = torch.where(dice >= 1 - removal, -torch.ones(()), strengths)
     return Draw(concepts, embeddings, chosen, seeds, used, strengths)
 
 
@@ -147,7 +150,8 @@ class Objective:
         """What `prepare` computes, from the predictions that were stored with the data: the noise of each is its own.
 
         strengths (C,): where one is below 1, the clean latents to match lie that far on the way from the prediction
-        under the plain prompt to the one under the concept's, so that half a strength looks like half a concept.
+        under the plain prompt to the one under the concept's, so that half a strength looks like half a concept. Where
+        one is below 0, the prompts to steer name the concept and the latents to match are those without it.
         """
         rows = self.owners(len(concepts)) if owner is None else owner
         noise, stored = [], []
@@ -157,7 +161,15 @@ class Objective:
             stored.append(self.data.predictions(concept, sorted({0, level}), part))
         predictions = torch.cat(stored, 1).to(self.device)
         x = self.world.backbone.noise(noise).to(self.device)
-        plain = self.world.backbone.encode([self.world.scenes[i] for i in scenes]).to(self.device)
+        words = [self.world.scenes[i] for i in scenes]
+        plain = steered = self.world.backbone.encode(words).to(self.device)
+        if strengths is not None and bool((strengths < 0).any()):
+            removed = [bool(strengths[k] < 0) for k in rows.tolist()]
+            named = [
+                self.world.in_concept([text], concepts[k].name)[0] if away else text
+                for text, k, away in zip(words, rows.tolist(), removed)
+            ]
+            steered = self.world.backbone.encode(named).to(self.device)
         first, paired = predictions[0], predictions[-1]
         partial = None if strengths is None else strengths[rows].to(self.device)
         if partial is not None:
@@ -169,17 +181,17 @@ class Objective:
             if partial is not None:
                 paired = self._toward(paired, x, level, plain, partial)
         tables = self.tables(concepts, level) if owner is None else None
-        return Inputs(level, x, plain, rows, paired, tables, len(concepts), strengths)
+        return Inputs(level, x, steered, rows, paired, tables, len(concepts), strengths)
 
     def _toward(self, wanted: Tensor, x: Tensor, level: int, plain: Tensor, strengths: Tensor) -> Tensor:
         """Rows of `wanted` (R, *latent) moved back toward the prediction under the plain prompt where a strength (R,)
-        is below 1."""
+        is below 1, all the way where it is below 0."""
         rows = (strengths < 1).nonzero().flatten()
         if not len(rows):
             return wanted
         with arithmetic(self.config, self.device):
             untouched = self.world.backbone.denoise(x[rows], self.data.levels[level], plain[rows]).float()
-        share = strengths[rows].reshape(-1, *[1] * (wanted.ndim - 1))
+        share = strengths[rows].clamp(min=0).reshape(-1, *[1] * (wanted.ndim - 1))
         return wanted.index_copy(0, rows, torch.lerp(untouched, wanted[rows], share))
 
     def tables(self, concepts: Sequence[Concept], level: int) -> Tensor | None:

@@ -149,8 +149,18 @@ class TrainingConfig:
         low=0.0,
         high=1.0,
     )
+    removal_share: float = _setting(
+        0.0,
+        "share of concepts trained at strength -1 on prompts that name them, toward the prediction without the concept; "
+        "needs store_predictions",
+        low=0.0,
+        high=1.0,
+    )
     partial_from: float = _setting(
-        0.0, "share of the steps after which partial_share begins: the whole concept is learned first", low=0.0, high=1.0
+        0.0,
+        "share of the steps after which partial_share and removal_share begin: the whole concept is learned first",
+        low=0.0,
+        high=1.0,
     )
     channel_weighting: str = _setting(
         "inverse_variance", "weight of a channel in the transport loss", choices=("none", "inverse_variance")
@@ -238,11 +248,17 @@ class TrainingConfig:
                 f"store_predictions is on with paired_weight = {self.paired_weight:g} and inputs = \"{self.inputs}\", expected "
                 'paired_weight above 0 and inputs = "target", which are what it serves: change one of them.'
             )
-        if self.partial_share > 0 and (not self.store_predictions or self.transport_weight > 0):
+        for name in ("partial_share", "removal_share"):
+            if getattr(self, name) > 0 and (not self.store_predictions or self.transport_weight > 0):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name):g} with store_predictions = {str(self.store_predictions).lower()} "
+                    f"and transport_weight = {self.transport_weight:g}, expected stored predictions and no transport loss, "
+                    f"whose targets are those of strength 1: change them or set {name} to 0."
+                )
+        if self.partial_share + self.removal_share > 1:
             raise ConfigError(
-                f"partial_share is {self.partial_share:g} with store_predictions = {str(self.store_predictions).lower()} "
-                f"and transport_weight = {self.transport_weight:g}, expected stored predictions and no transport loss, "
-                "whose targets are those of strength 1: change them or set partial_share to 0."
+                f"partial_share is {self.partial_share:g} and removal_share {self.removal_share:g}, expected at most 1 "
+                "together: lower one of them."
             )
         if self.image_share > 0 and self.images_per_concept == 0:
             raise ConfigError(

@@ -138,6 +138,7 @@ def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, A
         "transport_weight",
         "paired_weight",
         "partial_share",
+        "removal_share",
         "partial_from",
         "channel_weighting",
         "image_share",

@@ -84,7 +84,7 @@ def _inputs(
     split = rows.start % n or rows.stop % n
     owner = torch.arange(rows.start, rows.stop) // n - within.start if split else None
     if config.store_predictions:
-        strengths = batch.strengths[within] if config.partial_share else None
+        strengths = batch.strengths[within] if config.partial_share or config.removal_share else None
         return objective.recall(concepts, batch.scenes[rows], level, strengths, owner)
     steered = [
         _of(whole[i], rows, n).detach() if i in whole else TransportMaps.identity(objective.data.sites)

@@ -134,6 +134,7 @@ def test_passes_in_parts_have_the_gradient_of_the_whole(tmp_path, data):
         {"store_predictions": True},
         {"store_predictions": True, "transport_weight": 0.0, "concepts_per_pass": 1},
         {"store_predictions": True, "transport_weight": 0.0, "concepts_per_pass": 1, "partial_share": 1.0},
+        {"store_predictions": True, "transport_weight": 0.0, "concepts_per_pass": 1, "removal_share": 1.0},
     ],
 )
 def test_every_way_of_training_takes_a_step(tmp_path, data, changes):
@@ -174,6 +175,29 @@ def test_a_partial_strength_aims_between_the_predictions(tmp_path, data, level):
         assert mixed.x[0].dist(half.x[0]) < mixed.x[0].dist(full.x[0])
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_removal_starts_from_named_prompts_and_aims_at_the_plain_prediction(tmp_path, data, level):
+    one = trainer(tmp_path, data, store_predictions=True, transport_weight=0.0, samples_per_concept=2)
+    concepts, scenes = one.train_concepts[3:5], [0, 5, 2, 7]
+    away = one.objective.recall(concepts, scenes, level, torch.tensor([-1.0, 1.0]))
+    words = [one.world.scenes[i] for i in scenes]
+    named = one.world.backbone.encode(one.world.in_concept(words[:2], concepts[0].name))
+    plain = one.world.backbone.encode(words)
+    torch.testing.assert_close(away.conditioning, torch.cat([named, plain[2:]]))
+    clean = one.world.backbone.denoise(away.x, one.data.levels[level], plain).float()
+    torch.testing.assert_close(away.paired[:2], clean[:2], rtol=2e-3, atol=2e-3)
+    full = one.objective.recall(concepts, scenes, level)
+    torch.testing.assert_close(away.paired[2:], full.paired[2:])
+    # without maps the concept is there: something to take away
+    assert one.objective.losses(None, away)[1][0] > 1e-5
+
+
+def test_a_step_of_removal_is_not_a_step_of_the_whole_concept(tmp_path, data):
+    changes = {"store_predictions": True, "transport_weight": 0.0, "concepts_per_step": 2}
+    whole, removal = (trainer(tmp_path / str(share), data, removal_share=share, **changes) for share in (0.0, 1.0))
+    assert whole.advance()["loss"] != removal.advance()["loss"]
+
+
 def test_maps_are_applied_at_the_strength_drawn(tmp_path, data):
     one = trainer(tmp_path, data, store_predictions=True, transport_weight=0.0, samples_per_concept=2)
     concepts, scenes, level = one.train_concepts[3:5], [0, 5, 2, 7], 0
@@ -207,6 +231,10 @@ def test_partial_strengths_are_drawn_after_their_share_of_the_steps(tmp_path, da
     one = trainer(tmp_path, data, **changes)
     drawn = [draw(step, one.bank, 8, 2, one.config).strengths for step in range(10)]
     assert bool((torch.stack(drawn[:5]) == 1).all()) and bool((torch.stack(drawn[5:]) < 1).all())
+    config = one.config.with_values({"partial_share": 0.5, "removal_share": 0.2, "partial_from": 0.0})
+    many = torch.cat([draw(step, one.bank, 8, 2, config).strengths for step in range(200)])
+    assert float((many == -1).float().mean()) == pytest.approx(0.2, abs=0.05)
+    assert float(((many >= 0) & (many < 1)).float().mean()) == pytest.approx(0.5, abs=0.06)
 
 
 def test_draws_depend_on_the_step_only_and_visit_every_concept(tmp_path, data):

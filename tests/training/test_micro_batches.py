@@ -21,6 +21,7 @@ KINDS: dict[str, dict] = {
     "means and spreads": {"pooling": "mean_std", "channel_weighting": "none"},
     "stored predictions": {"store_predictions": True},
     "partial strengths": {"store_predictions": True, "transport_weight": 0.0, "partial_share": 0.7},
+    "removal": {"store_predictions": True, "transport_weight": 0.0, "partial_share": 0.3, "removal_share": 0.5},
     "own inputs": {"inputs": "own"},
     "own inputs, maps per step": {"inputs": "own", "maps_per_step": True},
     "maps per step": {"maps_per_step": True, "levels_per_step": 1},

@@ -181,8 +181,9 @@ _PAIRED = {
     "store_predictions": True,
     "images_per_concept": 32,
     "batch": 64,
-    "partial_share": 0.5,  # without it nearly all of the change lies between strengths 1/2 and 3/4 ...
-    "partial_from": 0.8,  # ... and with it all the time strength 1 is learned half as fast
+    "partial_share": 0.4,  # without it nearly all of the change lies between strengths 1/2 and 3/4 ...
+    "removal_share": 0.2,  # ... and a negative strength spoils the picture instead of taking the concept out ...
+    "partial_from": 0.8,  # ... and with both all the time strength 1 is learned half as fast
     "steps": 3000,
     "concepts_per_step": 16,
     "samples_per_concept": 2,

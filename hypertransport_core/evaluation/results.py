@@ -63,8 +63,8 @@ def measure(
     session = Session(pipeline, judge, settings.evaluation, second=second, quiet=quiet)
     methods, found, more = settings.evaluation.methods, Studies(), settings.studies
     session.progress.total = _cost(settings, session)
-    session.compare()
-    parts: dict[str, Callable[[], None]] = {
+    parts: dict[str, Callable[[], object]] = {
+        "strength 1": session.compare,
         "strengths on validation concepts": lambda: study.choose_strengths(session, found, more, methods),
         "methods at these strengths": lambda: study.at_best_strength(session, found, methods),
     }
@@ -85,6 +85,8 @@ def measure(
         try:
             part()
         except Exception as error:
+            if part == session.compare:  # all others build on it
+                raise
             failed[name] = error
         session.result.seconds = time.monotonic() - session.started
         missing = [*failed, *list(parts)[number:]]
@@ -119,7 +121,7 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
     flat.update(_diversity(found))
     flat.update(_distance(session))
     flat.update(_modality(session))
-    flat.update(_preferences(session))
+    flat.update(_preferences(session, found))
     for key, source in (("removal.gone", "removal.inverse.gone"), ("composition.both_present", _SUM)):
         if source in flat:
             flat[key], flat[f"interval.{key}"] = flat[source], flat[f"interval.{source}"]
@@ -276,13 +278,11 @@ def _modality(session: Session) -> dict[str, Any]:
     return flat
 
 
-def _preferences(session: Session) -> dict[str, Any]:
+def _preferences(session: Session, found: Studies) -> dict[str, Any]:
     """preference.METHOD.JUDGE: share of pictures in which ours from words is preferred; times: "k times as often"."""
     flat: dict[str, Any] = {}
-    if "ours_text" not in session.result.scores:
-        return flat
     for method in COMPARED:
-        for judge, shares in study.preferences(session, method).items():
+        for judge, shares in study.preferences(session, found, method).items():
             key = f"preference.{method}.{judge}"
             flat.update(with_interval(key, list(shares.values())))
             flat[f"{key}.times"] = _odds(flat[key])

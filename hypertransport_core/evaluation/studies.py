@@ -221,11 +221,11 @@ def vary(session: Session, studies: Studies, settings: StudySettings, methods: S
             studies.diversity.setdefault(method, {})[name] = {"distance": _spread(made)}
 
 
-def preferences(session: Session, method: str) -> dict[str, dict[str, float]]:
+def preferences(session: Session, studies: Studies, method: str) -> dict[str, dict[str, float]]:
     """Ours from words against a method, both at the strengths chosen, picture by picture: {judge: {concept: share that
     ours wins, a tie counts half}}, by all judges of `Session.merits`."""
     found: dict[str, dict[str, float]] = {}
-    for name in session.result.scores.get(method, {}):
+    for name in [name for name in studies.best.get(method, {}) if name in studies.best.get("ours_text", {})]:
         kept_pictures = session.result.pictured
         ours, theirs = (
             kept_pictures.get((best_of(m), name), kept_pictures[m, name]) for m in ("ours_text", method)

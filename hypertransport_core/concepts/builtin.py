@@ -24,11 +24,9 @@ CATEGORIES: dict[str, int] = {
 """Categories and their numbers of concepts: the shape of HyperTransport's Table 4 (arXiv 2605.08254)."""
 
 PROMPTS_PER_CLASS = 32
-STYLES = ("matched", "free")
-"""matched: the generic scenes, then in the concept; free: scenes of the concept's own."""
-
 BUILTIN: dict[str, str] = {"styles-777": "matched", "styles-777-free": "free"}
-"""Names that stand for a shipped list where a file of concepts is expected, and their style of prompts."""
+"""Names that stand for a shipped list where a file of concepts is expected, and their style of prompts: matched, the generic
+scenes in the concept, or free, scenes of the concept's own."""
 
 FOLDER = Path(__file__).resolve().parent / "styles777"
 SEPARATOR = "|"

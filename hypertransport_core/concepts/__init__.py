@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .builtin import BUILTIN, builtin_concepts, generic_scenes
-from .lists import Concept, ConceptError, ConceptSplit, load_concepts, split_concepts, validated
+from .lists import Concept, ConceptError, ConceptSplit, load_concepts, split_concepts, spread, validated
 
 __all__ = [
     "BUILTIN",
@@ -14,5 +14,6 @@ __all__ = [
     "generic_scenes",
     "load_concepts",
     "split_concepts",
+    "spread",
     "validated",
 ]

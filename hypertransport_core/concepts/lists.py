@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,33 @@ class ConceptSplit:
         """All concepts, training ones first."""
         return (*self.train, *self.validation, *self.heldout)
 
+    def with_training(self, count: int) -> ConceptSplit:
+        """The same with `count` training concepts that take turns over the categories, 0 = all. Raises ConceptError."""
+        if count > len(self.train):
+            raise ConceptError(
+                f"training_concepts is {count}, expected at most the {len(self.train)} concepts there are to train on: "
+                "lower it, or 0 for all."
+            )
+        return replace(self, train=tuple(spread(self.train, count))) if count else self
+
     def fingerprint(self) -> str:
         """A hash of all names, parts and prompts."""
         facts = [[part, c.name, c.category, list(c.prompts)] for part in PARTS for c in getattr(self, part)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def spread(concepts: Sequence[Concept], count: int) -> list[Concept]:
+    """`count` concepts (0 = all) that take turns over the categories."""
+    groups: dict[str, list[Concept]] = {}
+    for concept in concepts:
+        groups.setdefault(concept.category, []).append(concept)
+    turns = [
+        group[i]
+        for i in range(max(map(len, groups.values()), default=0))
+        for group in groups.values()
+        if i < len(group)
+    ]
+    return turns[:count] if count else turns
 
 
 def validated(concepts: Iterable[Concept], where: str, lines: Sequence[int] = ()) -> tuple[Concept, ...]:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,7 @@ def _run(arguments: argparse.Namespace, config: TrainingConfig, group: Group) ->
         if group.count > 1 and group.device is not None:
             config = config.with_values({"device": str(group.device)})
         world = preset(config.preset).build(config)
+        world = replace(world, concepts=world.concepts.with_training(config.training_concepts))
         if arguments.dry_run:
             data = DataFolder(config.data or Path(config.output) / "data", world, config)
             describe(world, data)

@@ -62,6 +62,9 @@ class TrainingConfig:
         0.21, "share of every category of a concept list that is held out", low=0.0, high=0.9
     )
     validation_fraction: float = _setting(0.10, "share of the rest that chooses settings", low=0.0, high=0.9)
+    training_concepts: int = _setting(
+        0, "training concepts used, spread over the categories; 0 = all; for curves over their number", low=0, high=10**6
+    )
     scenes: str = _setting("", "text file with one generic scene a line; empty = those of the concepts or the preset")
 
     site_set: str = _setting("attention_mlp", "which outputs of the base model are steered", choices=tuple(SITE_SETS))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..concepts import spread
 from ..hypernetworks import Hypernetwork, build_hypernetwork
 from .batches import Objective, draw
 from .config import TrainingConfig
@@ -23,7 +24,7 @@ from .progress import Curves, Rate, log
 from .samples import save_strip
 from .sharing import SharedProbe, shared_backward
 from .states import States, TrainingError
-from .validation import Probe, departure, spread, used_levels
+from .validation import Probe, departure, used_levels
 from .warm_start import warm_start
 
 MEASURED = ("loss", "transport", "paired", "gradient_norm")

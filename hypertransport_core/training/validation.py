@@ -19,20 +19,6 @@ from .presets import World
 MapsOf = Callable[[Sequence[int], int], "TransportMaps | None"]
 
 
-def spread(concepts: Sequence[Concept], count: int) -> list[Concept]:
-    """`count` concepts (0 = all) that take turns over the categories."""
-    groups: dict[str, list[Concept]] = {}
-    for concept in concepts:
-        groups.setdefault(concept.category, []).append(concept)
-    turns = [
-        group[i]
-        for i in range(max(map(len, groups.values()), default=0))
-        for group in groups.values()
-        if i < len(group)
-    ]
-    return turns[:count] if count else turns
-
-
 def used_levels(levels: int, count: int) -> list[int]:
     """`count` of `levels` indices, evenly spaced from the first (pure noise)."""
     count = min(count, levels)

@@ -109,3 +109,14 @@ def test_named_parts_stay_and_something_must_be_trained_on():
         split_concepts([Concept("x", part="heldout")])
     with pytest.raises(ConceptError, match="twice"):
         ConceptSplit((Concept("x"),), (), (Concept("X"),))
+
+
+def test_fewer_concepts_to_train_on_take_turns_over_the_categories():
+    split = split_concepts(many(20, "a") + many(7, "b") + many(1, "c"))
+    few = split.with_training(5)
+    assert [c.category for c in few.train].count("c") == 1 and len(few.train) == 5
+    assert [c.category for c in few.train].count("a") == 2 == [c.category for c in few.train].count("b")
+    assert (few.validation, few.heldout) == (split.validation, split.heldout)
+    assert set(split.with_training(3).train) < set(few.train) and split.with_training(0) is split
+    with pytest.raises(ConceptError, match="training_concepts is 99, expected at most the"):
+        split.with_training(99)

@@ -321,3 +321,9 @@ def test_concepts_and_scenes_from_files(tmp_path, train, capsys):
 def test_dry_run_writes_nothing(tmp_path, train):
     assert train(tmp_path / "run", "--dry-run") == 0
     assert not (tmp_path / "run").exists()
+
+
+def test_fewer_concepts_can_be_trained_on(tmp_path, train, caplog):
+    caplog.set_level("INFO")
+    assert train(tmp_path / "run", "--dry-run", "--training-concepts", 5) == 0
+    assert "concepts: 5 train" in caplog.text

@@ -250,15 +250,20 @@ def load_postcard(folder: Path, device: torch.device | str = "cpu") -> tuple[Bac
     from .postcard.clip import PostcardCLIP
     from .postcard.model import PostcardBackbone
 
-    for name in (MODEL_FILE, CLIP_FILE):
-        if not (folder / name).is_file():
-            raise FileError(
-                f"{folder} holds no {name}, expected the weights of the Postcard world: check --weights, or download "
-                "the package again"
-            )
-    clip = PostcardCLIP.load(folder / CLIP_FILE).to(device)
-    backbone = PostcardBackbone.load(folder / MODEL_FILE, clip)
+    model_file, clip_file = (weights_file(folder, name) for name in (MODEL_FILE, CLIP_FILE))
+    clip = PostcardCLIP.load(clip_file).to(device)
+    backbone = PostcardBackbone.load(model_file, clip)
     return backbone, PostcardClipEncoder(clip)
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """A file of the Postcard world in a weights folder: MODEL_FILE, CLIP_FILE or JUDGE_FILE. Raises FileError."""
+    if not (folder / name).is_file():
+        raise FileError(
+            f"{folder} holds no {name}, expected the weights of the Postcard world: check --weights, or download "
+            "the package again"
+        )
+    return folder / name
 
 
 def find_hypernetwork(folder: Path, wanted: str | Path | None = None) -> Path:

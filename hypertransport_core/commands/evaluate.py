@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import FileError
-from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline
+from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline, weights_file
 from . import CommandError
 from .options import add_weights_options
 
@@ -90,13 +89,9 @@ def run(options: argparse.Namespace) -> int:
     from ..postcard.judge import Judge
 
     folder = WEIGHTS if options.weights is None else options.weights
-    if not (folder / JUDGE_FILE).is_file():
-        raise FileError(
-            f"{folder} holds no {JUDGE_FILE}, expected the judge of the Postcard world: check --weights, or download "
-            "the package again"
-        )
+    judge = Judge.load(weights_file(folder, JUDGE_FILE))
     pipeline = Pipeline.load(folder, hypernetwork=options.hypernetwork)
-    result = evaluate(pipeline, Judge.load(folder / JUDGE_FILE), settings, quiet=options.quiet)
+    result = evaluate(pipeline, judge, settings, quiet=options.quiet)
     flat = flatten(result, settings)
     flat.update(described(options, settings, pipeline))
     write_json(options.json, flat)

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import FileError
-from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline
+from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline, weights_file
 from . import CommandError
 from .options import add_weights_options
 
@@ -116,17 +115,13 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
 
     settings = settings_of(options)
     weights = WEIGHTS if options.weights is None else options.weights
-    if not (weights / JUDGE_FILE).is_file():
-        raise FileError(
-            f"{weights} holds no {JUDGE_FILE}, expected the judge of the Postcard world: check --weights, or download "
-            "the package again"
-        )
+    judge = Judge.load(weights_file(weights, JUDGE_FILE))
     pipeline = Pipeline.load(weights, hypernetwork=options.hypernetwork)
     second = weights / SECOND_JUDGE_FILE
     about = described(options, settings.evaluation, pipeline) | {"command": command_of(options)}
     measure(
         pipeline,
-        Judge.load(weights / JUDGE_FILE),
+        judge,
         settings,
         lambda flat, pictures: stored.save(folder, flat | about, pictures),
         second=Judge.load(second) if second.is_file() else None,

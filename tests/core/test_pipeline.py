@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypertransport_core.commands import main
 from hypertransport_core.encoders.base import EncoderError
 from hypertransport_core.files import FileError
 from hypertransport_core.images import save_picture
@@ -147,6 +148,18 @@ def test_missing_and_foreign_files_are_refused_in_one_sentence(folder: Path, tmp
     shutil.copy(folder / HYPERNETWORK_FILE, copy / "another_name.safetensors")
     assert Pipeline.load(copy).hypernetwork is not None
     assert Pipeline.load(copy, steered=False).hypernetwork is None
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--json"), ("results", "--output")])
+def test_a_weights_folder_without_judge_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    if command[0] == "results":
+        pytest.importorskip("matplotlib")
+    assert main([*command, str(tmp_path / "numbers"), "--weights", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path} holds no postcard_judge.safetensors, expected the weights" in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_counts_as_a_picture(tmp_path: Path) -> None:

@@ -68,8 +68,11 @@ def section(numbers: dict[str, Any]) -> str:
         f"**Read it soberly.** Best and worst category: {best} {by_group[best]:.2f}, {worst} {by_group[worst]:.2f} "
         f"(prompting {numbers[f'category.{worst}.prompting.concept']:.2f}). The quarter of concepts that lie farthest from "
         f"the training concepts reaches {share('quarter.4.ours_text.concept')}.\nOver strengths 0, ¼, ½, ¾, 1 the judge's "
-        f"probability of the concept rises strictly for {rising[0]:.0%} of the concepts, and never falls by more than "
-        f"{numbers['monotone_tolerant.fall_allowed']:g} for {rising[1]:.0%}.\nThe world itself: prompts that name a "
+        f"probability of the concept, a mean of {numbers['counts.rise_prompts']} scenes, rises strictly for {rising[0]:.0%} of "
+        f"the concepts, and never falls by more than {numbers['monotone_tolerant.fall_allowed']:g} for {rising[1]:.0%}.\n"
+        f"Where the prompt names the concept, strength −1 takes it out of {numbers['removal.negative.gone']:.0%} of the "
+        f"pictures that show it: {numbers['removal.negative.plain']:.0%} then look plain, and "
+        f"{numbers['removal.negative.joint']:.0%} do with the right subject and colour.\nThe world itself: prompts that name a "
         f"concept show it in {numbers['postcard.concept']:.0%}, the subject in {numbers['postcard.subject']:.0%}, its "
         f"colour in {numbers['postcard.colour']:.0%} of the pictures; the judge is right on "
         f"{numbers['judge.renders']:.1%} of fresh renders.",

@@ -151,10 +151,9 @@ def _removal(flat: Flat, pictures: Shown) -> Tensor | None:
     """The first held-out concept of every category."""
     names = stratified(list(flat["concepts"]), 9)
     rows = _study(flat, pictures, "removal", names, len(REMOVALS) + 2)
-    headings = ["concept in the prompt", "inverse maps, strength 1", "maps, strength -1", "inverse Mean-AcT", "never asked for"]
+    headings = ["concept in the prompt", "strength -1, from words", "strength -1, one picture", "inverse maps, strength 1"]
     strength = flat.get("best.mean_act.strength")
-    if strength is not None:
-        headings[3] += f", strength {strength:g}"
+    headings += ["inverse Mean-AcT" + ("" if strength is None else f", strength {strength:g}"), "never asked for"]
     return contact_sheet(rows, headings, title="Taken away", footer=flat["command"], upscale=2) if rows else None
 
 

@@ -14,8 +14,9 @@ from .studies import BEYOND, REMOVALS, WAYS, WIDER, WORDINGS
 NOT_MEASURED = "not measured"
 Flat = Mapping[str, Any]
 WORDS = {
-    "inverse": "inverse maps (`--remove`, Invert Maps)",
-    "negative": "strength −1 instead",
+    "negative": "strength −1 (`--remove`)",
+    "negative_image": "strength −1, maps from one picture",
+    "inverse": "inverse maps (Invert Maps)",
     "mean_act_inverse": "inverse Mean-AcT maps",
     "sum": "sum of maps",
     "sequence": "one map after the other",
@@ -161,12 +162,12 @@ def _curve(flat: Flat) -> str:
 def _removal(flat: Flat) -> str:
     rows = [
         [WORDS[way]]
-        + [formatted(flat, f"removal.{way}.{m}", "%~") for m in ("gone", "plain", "subject", "colour")]
+        + [formatted(flat, f"removal.{way}.{m}", "%~") for m in ("gone", "plain", "subject", "colour", "joint")]
         + [formatted(flat, f"removal.{way}.error", ".3~")]
         for way in REMOVALS
         if f"removal.{way}.gone" in flat
     ]
-    return table(["by", "gone", "no concept at all", "subject kept", "colour kept", "error"], rows)
+    return table(["by", "gone", "no concept at all", "subject kept", "colour kept", "all three", "error"], rows)
 
 
 def _composition(flat: Flat) -> str:

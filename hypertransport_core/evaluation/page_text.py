@@ -116,7 +116,8 @@ The farthest quarter is named [[distance.farthest_quarter_drop|%~]] less often t
 
 [[picture:strength.jpg|Six concepts from the best to the worst over eight strengths]]
 
-Over strengths from off to full in quarters, the judge's probability of the concept rises strictly for
+Over strengths from off to full in quarters, the judge's probability of the concept, a mean over
+[[counts.rise_prompts|n]] scenes, rises strictly for
 [[heldout.ours_text.monotone|%~]] of the concepts, and never falls by more than [[monotone_tolerant.fall_allowed|.2]]
 for [[heldout.ours_text.monotone_tolerant|%~]]. *Distance moved* is that from the unsteered picture, as a share of the
 way to the fully steered one; it departs from the strength itself by [[curve.ours_text.bend|.2~]]
@@ -131,12 +132,14 @@ One reference picture gives [[modality.image_share|.2~]] of the concept fidelity
 ## Taken away
 
 The prompt names the concept; maps predicted from its words are to take it out again. *Gone*: of the pictures that
-showed the concept, those that no longer do. *No concept at all*: the judge then sees a plain picture. *Error*:
-distance to the render without the concept.
+showed the concept, those that no longer do, which a spoiled picture does as well. *No concept at all*: the judge then
+sees a plain picture. *All three*: a plain picture with the right subject and colour, of those that had them before.
+*Error*: distance to the render without the concept. The shipped weights were trained to remove at a strength of minus
+one; the inverse of their maps is exact at every module, but not for the modules together.
 
 [[table:removal]]
 
-[[picture:removal.jpg|Nine concepts: in the prompt, taken out in three ways, never asked for]]
+[[picture:removal.jpg|Nine concepts: in the prompt, taken out in four ways, never asked for]]
 
 ## Two at once
 
@@ -176,7 +179,8 @@ None is a person.
 
 [[table:speed]]
 
-Medians of the same run, on the machine that ran it; fits read from a cache do not count. Predicting against
+Medians of the same run, on the machine that ran it; fits read from a cache ([[counts.fits_cached|n]] of
+[[counts.fits|n]] here) do not count. Predicting against
 [[fit.steps_long|n]] steps of LinEAS: [[speed.ratio|x]] as fast. More in [performance](performance.md).
 
 ## Gallery

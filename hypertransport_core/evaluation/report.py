@@ -62,6 +62,7 @@ def flatten(result: Result, settings: EvaluationSettings) -> dict[str, Any]:
             "counts.fitted": len(result.fitted),
             "counts.images": result.images,
             "counts.prompts": settings.prompts,
+            "counts.rise_prompts": max(settings.prompts, settings.rise_prompts),
             "counts.steps": settings.steps,
             "seconds": result.seconds,
             "version": __version__,

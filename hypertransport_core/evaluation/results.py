@@ -122,7 +122,7 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
     flat.update(_distance(session))
     flat.update(_modality(session))
     flat.update(_preferences(session, found))
-    for key, source in (("removal.gone", "removal.inverse.gone"), ("composition.both_present", _SUM)):
+    for key, source in (("removal.gone", "removal.negative.gone"), ("composition.both_present", _SUM)):
         if source in flat:
             flat[key], flat[f"interval.{key}"] = flat[source], flat[f"interval.{source}"]
     flat.update(
@@ -133,6 +133,8 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
             "counts.seeds": settings.studies.seeds,
             "counts.near_top": study.NEAR_TOP,
             "counts.seed": settings.evaluation.seed,
+            "counts.fits": len(session.fitter.seconds),
+            "counts.fits_cached": len(session.fitter.from_cache),
             "scene": session.scenes.prompts[0],
             "strength_grid": list(GRID),
             "ridge.penalty": session.methods.ridge_penalty,
@@ -308,5 +310,5 @@ def _cost(settings: ResultsSettings, session: Session) -> float:
     if "ridge" in one.methods:
         rows += SAMPLES * (len(session.methods.train) + len(session.methods.validation))
     pictures = len(one.methods) * more.validation * len(GRID) * more.scenes + heldout * len(BEYOND) * one.prompts
-    pictures += heldout * more.scenes * (4 + 3) + more.pairs * 5 * more.scenes + heldout * more.seeds * len(VARIED)
+    pictures += heldout * more.scenes * (5 + 3) + more.pairs * 5 * more.scenes + heldout * more.seeds * len(VARIED)
     return rows + pictures * one.steps

@@ -16,34 +16,25 @@ from ..pipeline import Pipeline
 from ..postcard.captions import in_concept
 from ..postcard.concepts import concepts, split
 from ..postcard.judge import Judge
+from .fits import SAMPLES, Fitter, FitSettings, cost_of_slider_step, cost_of_step
 from .measures import STRENGTHS, Judged, Scenes, concept_number, fresh_scenes, judged, scores
-from .fits import cost_of_slider_step
-from .methods import (
-    DEAR,
-    METHODS,
-    QUICK_FITS,
-    SAMPLES,
-    Change,
-    Fitter,
-    FitSettings,
-    Methods,
-    cost_of_step,
-    stratified,
-)
+from .methods import DEAR, METHODS, QUICK_FITS, Change, Methods, stratified
 from .truths import NO_CONCEPT, Nearness, Renders, scene_truth
 
 WORLD_SEED = 70_000
+MORE_SCENES_SEED = 10_000  # of the scenes beside the session's, added to its own
 PREDICTIONS = 15  # timed predictions; the first ones warm caches up and are left out
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What to measure. concepts: how many held-out ones (None = all); prompts: scenes per concept; steps: of sampling;
-    fit_concepts: on how many of the concepts the dear methods run; world: pictures for the world's own bars; renders:
-    for the judge's."""
+    """What to measure. concepts: how many held-out ones (None = all); prompts: scenes per concept; rise_prompts: scenes
+    for the rise of ours from words over strength, at least `prompts`; steps: of sampling; fit_concepts: on how many of
+    the concepts the dear methods run; world: pictures for the world's own bars; renders: for the judge's."""
 
     concepts: int | None = None
     prompts: int = 16
+    rise_prompts: int = 32  # at 1/4 the concept's probability is 1e-4: a mean of few scenes falls or rises by chance
     seed: int = 90_000
     steps: int = 4
     methods: tuple[str, ...] = METHODS
@@ -168,6 +159,9 @@ class Session:
         noise = self.pipeline.backbone.noise(scenes.seeds).cpu()
         self.renders = Renders(scene_truth(scenes.prompts, scenes.subject, scenes.colour, noise))
         self.plain = self.look(scenes.prompts, None, 1.0, NO_CONCEPT, "unsteered")
+        more = max(0, self.settings.rise_prompts - len(scenes)) if "ours_text" in self.settings.methods else 0
+        self.more_scenes = fresh_scenes(more, self.settings.seed + MORE_SCENES_SEED)
+        self.more_plain = self._more(None, 0.0, "unsteered") if more else None
 
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], maps: Change | None, strength: float = 1.0, what: str = ""
@@ -244,8 +238,21 @@ class Session:
             }
             for strength, look in zip(STRENGTHS, steps):
                 result.examples[f"{method} {strength:g}", name] = look.pictures[result.shown[name]]
-            result.curves[name] = [step.judged.probability(number) for step in steps]
+            result.curves[name] = self._rise(name, maps, number, steps)
             result.subject_curves[name] = [result.strengths[name][s]["subject"] for s in STRENGTHS]
+
+    def _rise(self, name: str, maps: Change | None, number: int, steps: Sequence[Look]) -> list[float]:
+        """The mean probability of a concept at STRENGTHS, over the scenes of the looks and more of them."""
+        found = [look.judged.concept[:, number] for look in steps]
+        if self.more_plain is not None:
+            more = [self.more_plain, *(self._more(maps, s, f"rise, {name}") for s in STRENGTHS[1:])]
+            found = [torch.cat([few, verdict.concept[:, number]]) for few, verdict in zip(found, more)]
+        return [float(values.mean()) for values in found]
+
+    def _more(self, maps: Change | None, strength: float, what: str) -> Judged:
+        scenes = self.more_scenes
+        pictures = self.generate(scenes.prompts, scenes.seeds, maps, strength, what)
+        return judged(self.judge, pictures, scenes.subject, scenes.colour)
 
 
 def _world(session: Session) -> None:
@@ -309,7 +316,7 @@ def total_cost(settings: EvaluationSettings, heldout: int, fitted: int) -> float
     rows = 0.0
     for method in settings.methods:
         count = fitted if method in DEAR else heldout
-        pictures += count * settings.prompts * (4 if method == "ours_text" else 1)
+        pictures += count * (4 * settings.rise_prompts if method == "ours_text" else settings.prompts)
         iterations = {"lineas_1000": longest, "nearest": longest, "lineas_50": shortest}.get(method, 0)
         rows += count * (iterations * cost_of_step(settings.fit) + (2 * SAMPLES if method in QUICK_FITS else 0))
         rows += count * settings.fit.slider_iterations * cost_of_slider_step() if method == "slider_lora" else 0

@@ -24,7 +24,7 @@ from .truths import NO_CONCEPT, Renders, scene_truth
 GRID = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.25, 1.5)
 BEYOND = (1.25, 1.5, 2.0)
 WAYS = ("sum", "sequence", "mix", "prompting", "one_only")
-REMOVALS = ("inverse", "negative", "mean_act_inverse")
+REMOVALS = ("negative", "negative_image", "inverse", "mean_act_inverse")
 WORDINGS = ("phrase", "typo", "unknown_word")
 UNKNOWN_WORD = "zorblen"
 NEAR_TOP = 5  # a concept is present when it is among the judge's so many most probable ones
@@ -127,7 +127,8 @@ def stronger(session: Session, studies: Studies) -> None:
 
 def remove(session: Session, studies: Studies, settings: StudySettings) -> None:
     """The concept is in the prompt; maps are to take it out again. gone: share of pictures that showed it and no longer
-    do; plain: that now show no concept at all; subject, colour: kept; error: distance to the render without concept."""
+    do; plain: that now show no concept at all; subject, colour: kept; joint: plain with both, of the pictures that
+    showed all three; error: distance to the render without concept."""
     some = _Part(session, settings.scenes)
     for name in session.result.heldout:
         number, prompts = concept_number(name), in_concept(some.scenes.prompts, name)
@@ -135,19 +136,21 @@ def remove(session: Session, studies: Studies, settings: StudySettings) -> None:
         before = some.judged(shown)
         ours, theirs = session.methods.steering("ours_text", name), session.methods.steering("mean_act", name)
         tried: dict[str, tuple[StepMaps, float]] = {
-            "inverse": (each_map(ours, TransportMaps.inverse), 1.0),
             "negative": (ours, -1.0),
+            "negative_image": (session.methods.steering("ours_image", name), -1.0),
+            "inverse": (each_map(ours, TransportMaps.inverse), 1.0),
             "mean_act_inverse": (each_map(theirs, TransportMaps.inverse), studies.strength("mean_act")),
         }
         for way, (maps, strength) in tried.items():
             pictures = session.generate(prompts, some.scenes.seeds, maps, strength, f"removal, {way}, {name}")
             after = some.judged(pictures)
-            named = before.named(number)
+            named, plain = before.named(number), after.named(after.concept.shape[1] - 1)
             studies.removal.setdefault(way, {})[name] = {
                 "gone": kept(named, ~after.named(number)),
-                "plain": kept(named, after.concept.argmax(1) == after.concept.shape[1] - 1),
+                "plain": kept(named, plain),
                 "subject": kept(before.subject, after.subject),
                 "colour": kept(before.colour, after.colour),
+                "joint": kept(named & before.subject & before.colour, plain & after.subject & after.colour),
                 "error": float(some.renders.near(pictures, NO_CONCEPT).error.mean()),
             }
             studies.examples.setdefault(("removal", name), [shown[0]]).append(pictures[0])

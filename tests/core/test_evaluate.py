@@ -29,6 +29,7 @@ from small_postcard import write_world
 SMALL = EvaluationSettings(
     concepts=2,
     prompts=2,
+    rise_prompts=3,
     steps=1,
     methods=(*METHODS, "slider_lora"),
     fit_concepts=1,
@@ -74,9 +75,9 @@ def test_all_promised_keys_are_there(flat: dict) -> None:
         and flat["counts.heldout"] == 2
         and flat["counts.fitted"] == 1 == flat["counts.lineas_1000"]
     )
-    # plain 2 + world 3 + two concepts x two prompts x (5 cheap methods + 3 strengths) + one concept x two prompts x 3
-    # dear ones
-    assert flat["counts.images"] == 2 + 3 + 2 * 2 * 8 + 2 * 3
+    # plain 3 + world 3 + two concepts x two prompts x (5 cheap methods + 3 strengths) and a third one at 4 strengths
+    # + one concept x two prompts x 3 dear ones
+    assert flat["counts.images"] == 3 + 3 + 2 * 2 * 8 + 2 * 4 + 2 * 3 and flat["counts.rise_prompts"] == 3
     assert flat["speed.fit_seconds"] > 0 < flat["speed.predict_seconds"]
     assert (
         len(flat["interval.heldout.ours_text.concept"]) == 2
@@ -85,6 +86,25 @@ def test_all_promised_keys_are_there(flat: dict) -> None:
     )
     assert json.loads(json.dumps(flat, allow_nan=False)) == flat
     assert "HyperTransport, words | 2" in table(flat)
+
+
+def test_the_rise_over_strength_is_a_mean_over_more_scenes(folder: Path) -> None:
+    pipeline, judge = Pipeline.load(folder), Judge.load(folder / JUDGE_FILE)
+    settings = EvaluationSettings(
+        concepts=1, prompts=2, rise_prompts=5, steps=1, methods=("ours_text",), world=0, renders=0
+    )
+    session = runner.Session(pipeline, judge, settings, quiet=True)
+    (name,) = session.compare().heldout
+    number, maps = concept_number(name), session.methods.maps("ours_text", name)
+    for place, strength in ((0, 0.0), (2, 0.5), (4, 1.0)):
+        chosen = maps if strength else None
+        shares = [
+            judge.verdict(pipeline.generate(scenes.prompts, scenes.seeds, chosen, strength, steps=1)).concept[:, number]
+            for scenes in (session.scenes, session.more_scenes)
+        ]
+        assert len(torch.cat(shares)) == 5
+        assert session.result.curves[name][place] == pytest.approx(float(torch.cat(shares).mean()), rel=1e-4)
+    assert not set(session.scenes.seeds) & set(session.more_scenes.seeds)
 
 
 def test_fits_are_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ CHANGING = ("seconds", "speed.")  # what the clock says
 def sooner() -> Iterator[None]:
     """Fewer steps, strengths and pictures of the world itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "QUICK", {**results.QUICK, "world": 0, "renders": 0, "steps": 1})
+        patch.setattr(results, "QUICK", {**results.QUICK, "world": 0, "renders": 0, "steps": 1, "rise_prompts": 3})
         patch.setattr(studies_module, "GRID", (0.5, 1.0))
         patch.setattr(studies_module, "BEYOND", (1.5,))
         yield
@@ -73,6 +73,8 @@ def test_all_promised_keys_are_there(run: tuple[Path, Path]) -> None:
     wanted += ["robust.typo.concept", "diversity.prompting.share", "curve.ours_text.way.0.5", "modality.image_share"]
     for key in wanted:
         assert key in flat and f"interval.{key}" in flat, key
+    assert flat["removal.gone"] == flat["removal.negative.gone"] and "removal.negative_image.joint" in flat
+    assert flat["counts.rise_prompts"] == 3 and flat["counts.fits"] > 0 == flat["counts.fits_cached"]
     assert flat["curve.identical_at_0"] is True
     assert flat["best.linear_act.strength"] in (0.5, 1.0) and flat["best.prompting.strength"] is None
     assert flat["choice.linear_act.concepts"] and set(flat["choice.linear_act.concepts"]) <= set(split()["validation"])

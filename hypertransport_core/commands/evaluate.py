@@ -107,7 +107,8 @@ def run(options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> EvaluationSettings:
     """Checked settings; what is named beats --quick, which beats the defaults. Raises CommandError."""
-    from ..evaluation.methods import EVERY, SAMPLES
+    from ..evaluation.fits import SAMPLES
+    from ..evaluation.methods import EVERY
     from ..evaluation.runner import EvaluationSettings
 
     settings = EvaluationSettings(**QUICK) if options.quick else EvaluationSettings()

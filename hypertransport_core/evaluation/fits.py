@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -41,6 +41,29 @@ class FitSettings:
     cache: Path | None = None
     iterations: tuple[int, int] = (1000, 50)
     slider_iterations: int = 120
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Fitted]):
+    """How fits of one kind are kept in files. made_with(steps): facts beside the settings; load(path, sites): None where
+    the file is for other sites; save(path, fit, family). The last two raise FileError."""
+
+    made_with: Callable[[int], Any]
+    load: Callable[[Path, tuple[Site, ...]], Fitted | None]
+    save: Callable[[Path, Fitted, str], None]
+
+
+def _load_maps(path: Path, sites: tuple[Site, ...]) -> TransportMaps | None:
+    maps, _ = load_maps(path)
+    return maps if maps.sites == sites else None
+
+
+MAPS = Kind[TransportMaps](RATES.get, _load_maps, lambda path, maps, family: save_maps(path, maps, family=family))
+SLIDERS = Kind[LowRank](
+    lambda steps: [SLIDER_RATE, SLIDER_BATCH],
+    lambda path, sites: LowRank.load(path),
+    lambda path, change, family: change.save(path),
+)
 
 
 @dataclass
@@ -83,7 +106,7 @@ class Fitter:
                 progress=report,
             )
 
-        return self._kept(("lineas:" + concept, iterations), fit, iterations * cost_of_step(self.settings))
+        return self._kept(MAPS, ("lineas:" + concept, iterations), fit, iterations * cost_of_step(self.settings))
 
     def slider(self, concept: str) -> LowRank:
         """The low-rank slider (arXiv 2311.12092) of one concept, from the prompts of LinEAS."""
@@ -101,7 +124,7 @@ class Fitter:
                 learning_rate=SLIDER_RATE, progress=report,
             )
 
-        return self._kept(("slider_lora:" + concept, count), fit, count * cost_of_slider_step())
+        return self._kept(SLIDERS, ("slider_lora:" + concept, count), fit, count * cost_of_slider_step())
 
     def fresh(self, kind: str, iterations: int) -> list[float]:
         """Seconds of the fits of a kind ("lineas:", "mean_act:") that this run made itself."""
@@ -138,7 +161,7 @@ class Fitter:
             self.progress(2 * SAMPLES, f"{method}, {concept}")
             return maps
 
-        return self._kept((f"{method}:{concept}", 0), fit, 2 * SAMPLES)
+        return self._kept(MAPS, (f"{method}:{concept}", 0), fit, 2 * SAMPLES)
 
     @torch.no_grad()
     def mean_shifts(self, concepts: Sequence[str]) -> TransportMaps:
@@ -159,18 +182,18 @@ class Fitter:
             return TransportMaps(self.sites, torch.ones_like(shift), shift, {"operation": "mean_act"})
 
         digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
-        return self._kept((f"mean_shifts:{digest}", len(names)), fit, (len(names) + 1) * SAMPLES)
+        return self._kept(MAPS, (f"mean_shifts:{digest}", len(names)), fit, (len(names) + 1) * SAMPLES)
 
     def _samples(self, concept: str) -> tuple[list[str], list[str], list[int]]:
         scenes = scene_prompts(SAMPLES, SCENES_SEED)
         return scenes, in_concept(scenes, concept), [FIT_SEED + index for index in range(SAMPLES)]
 
-    def _kept(self, key: tuple[str, int], fit: Callable[[], Fitted], cost: float) -> Fitted:
+    def _kept(self, kind: Kind[Fitted], key: tuple[str, int], fit: Callable[[], Fitted], cost: float) -> Fitted:
         if key in self._memory:
             self.progress(cost, key[0])
             return self._memory[key]
-        path = self._path(key)
-        found = _cached(path, self.sites, LowRank if key[0].startswith("slider_lora:") else TransportMaps)
+        path = self._path(key, kind.made_with(key[1]))
+        found = self._cached(kind, path)
         if found is not None:
             self.seconds[key] = float(found.info.get("seconds", float("nan")))
             self.from_cache.add(key)
@@ -179,19 +202,21 @@ class Fitter:
             started = time.perf_counter()
             found = fit()
             self.seconds[key] = time.perf_counter() - started
-            about = {**found.info, "concept": key[0], "seconds": self.seconds[key]}
-            if isinstance(found, LowRank):
-                found = LowRank(found.layers, about)
-            else:
-                found = TransportMaps(found.sites, found.scale, found.shift, about)
-            if path is not None and isinstance(found, LowRank):
-                found.save(path)
-            elif path is not None:
-                save_maps(path, found, family=self.pipeline.backbone.family)
+            found = replace(found, info={**found.info, "concept": key[0], "seconds": self.seconds[key]})
+            if path is not None:
+                kind.save(path, found, self.pipeline.backbone.family)
         self._memory[key] = found
         return found
 
-    def _path(self, key: tuple[str, int]) -> Path | None:
+    def _cached(self, kind: Kind[Fitted], path: Path | None) -> Fitted | None:
+        if path is None or not path.is_file():
+            return None
+        try:
+            return kind.load(path, self.sites)
+        except FileError:
+            return None  # a damaged cache is only a missing one
+
+    def _path(self, key: tuple[str, int], made_with: Any) -> Path | None:
         if self.settings.cache is None:
             return None
         source, target, seeds = self._samples(key[0].split(":", 1)[1])
@@ -203,7 +228,7 @@ class Fitter:
             seeds,
             self.settings.batch,
             self.settings.levels,
-            [SLIDER_RATE, SLIDER_BATCH] if key[0].startswith("slider_lora:") else RATES.get(key[1]),
+            made_with,
         ]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         return self.settings.cache / f"{key[0].replace(':', '-').replace(' ', '-')}-{key[1]}-{digest}.safetensors"
@@ -217,15 +242,3 @@ def cost_of_step(settings: FitSettings) -> float:
 def cost_of_slider_step() -> float:
     """Likewise: the rollout, the target, forward and backward."""
     return 5.5 * SLIDER_BATCH
-
-
-def _cached(path: Path | None, sites: tuple[Site, ...], kind: type) -> Any:
-    if path is None or not path.is_file():
-        return None
-    try:
-        if kind is LowRank:
-            return LowRank.load(path)
-        maps, _ = load_maps(path)
-    except FileError:
-        return None  # a damaged cache is only a missing one
-    return maps if maps.sites == sites else None

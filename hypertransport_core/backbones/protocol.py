@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from ..sites import Site
 from ..steering import Steering
 
+Conditioning = Any
+"""What a backbone's `encode` makes of B prompts and its own calls take: a Tensor (B, T, D), or what has a `shape`, is
+indexed by rows and goes `.to` a device as one does."""
+
 
 @runtime_checkable
 class Backbone(Protocol):
@@ -38,8 +42,8 @@ class Backbone(Protocol):
         """What tells these weights from others, JSON-able, see `files.network_fingerprint`."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts -> conditioning (B, T, D), without gradient."""
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """B prompts -> conditioning of B rows, without gradient."""
         ...
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
@@ -50,11 +54,11 @@ class Backbone(Protocol):
         """The steps + 1 levels of a sampling run, descending, the last 0.0."""
         ...
 
-    def denoise(self, x: Tensor, level: float, conditioning: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, level: float, conditioning: Conditioning) -> Tensor:
         """Predicted clean latents (B, *latent_shape) of x at a noise level. Gradients flow; steering is the caller's."""
         ...
 
-    def sample(self, conditioning: Tensor, noise: Tensor, steps: int = 4, steering: Sequence[Steering] = (),
+    def sample(self, conditioning: Conditioning, noise: Tensor, steps: int = 4, steering: Sequence[Steering] = (),
                rows: Tensor | None = None, start: float = 1.0) -> Tensor:
         """Latents (B, *latent_shape). steering acts in its order at every network call; rows: as of `Steering.installed`;
         start: the noise level that `noise` has, below 1 when it is a noised picture."""

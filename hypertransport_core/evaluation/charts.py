@@ -3,7 +3,7 @@ of its own for every series."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,17 @@ def draw_all(flat: Flat, folder: Path) -> list[str]:
     """Write every chart that the numbers have something for; returns the files' names. Raises ChartError without
     matplotlib, FileError."""
     drawn = []
-    curves = [group for group, names in other_runs.groups(flat).items() if other_runs.numeric(names) and group != "seeds"]
-    for name, draw in (
+    charts: list[tuple[str, Callable[[Flat], Any]]] = [
         ("methods", _methods),
         ("strength", _strength),
         ("choice", _choice),
         ("categories", _categories),
         ("distance", _distance),
         ("preference", _preference),
-        *((f"curve-{number}", partial(_grown, group=group)) for number, group in enumerate(curves, 1)),
-    ):
+    ]
+    curves = [group for group, names in other_runs.groups(flat).items() if other_runs.numeric(names) and group != "seeds"]
+    charts += [(f"curve-{number}", partial(_grown, group=group)) for number, group in enumerate(curves, 1)]
+    for name, draw in charts:
         figure = draw(flat)
         if figure is not None:
             figure.text(0.995, 0.004, flat["command"], ha="right", va="bottom", fontsize=8, color=FAINT)

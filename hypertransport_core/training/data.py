@@ -333,7 +333,8 @@ class DataFolder:
 
     def embeddings(self, concepts: Sequence[Concept], means: dict[str, Tensor] | None = None) -> EmbeddingBank:
         """Word and picture embeddings of some concepts; means: see `EmbeddingBank`. Raises FileError."""
-        text, images = [], []
+        text: list[Tensor] = []
+        images: list[Tensor] = []
         for concept in concepts:
             tensors = _load(self.path_of(concept))
             for name, found in (("text", text), ("images", images)):

@@ -298,7 +298,7 @@ def check_memory(world: World, data: DataFolder, config: TrainingConfig, stages:
     device, disk = network_device(world), disk_plan(world, data, config)
     _check_disk(world, data, config, disk)
     available = free_bytes(device)
-    limit = sum(resident_bytes(world, device)) + available if available is not None else None
+    limit: float | None = sum(resident_bytes(world, device)) + available if available is not None else None
     limit = config.memory_limit * GB if config.memory_limit else limit
     plan = device_plan(world, data, config, "train" in stages, limit)
     for line in describe_plan(world, data, config, disk, plan):

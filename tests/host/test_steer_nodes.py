@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from pack import load_pack, pack_module, run_node
-
-ENCODER = "test-encoder"
-WIDTH = 6
+from pack import pack_module, run_node
+from steer_nodes import WIDTH, concept, make_weights, node, one_sentence, steer
+from steering_checks import off
 
 
 @pytest.fixture
@@ -24,53 +23,6 @@ def unet() -> Any:
 @pytest.fixture(params=[1, 2], ids=["one set of maps", "maps per step"])
 def weights(request, unet, tmp_path) -> Any:
     return make_weights(unet, tmp_path / "weights.safetensors", steps=request.param)
-
-
-def make_weights(tiny: Any, path: Path, steps: int = 1, site_set: str = "all") -> Any:
-    """A hypernetwork for a small model with random weights, through its file."""
-    files, io = pack_module("hypertransport_core.files"), pack_module("hypertransport_core.weights_io")
-    hypernetworks = pack_module("hypertransport_core.hypernetworks")
-    sites = tiny.sites(site_set)
-    network = hypernetworks.build_hypernetwork({"kind": "mlp", "sites": sites, "embedding_dim": WIDTH, "steps": steps})
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.copy_(0.1 * torch.randn(p.shape, generator=generator))
-    io.save_hypernetwork(
-        path,
-        network,
-        family=tiny.name,
-        fingerprint=files.network_fingerprint(tiny.network, sites),
-        encoder_id=ENCODER,
-        strength_range=(0.0, 1.5),
-    )
-    return io.load_hypernetwork(path)
-
-
-def concept(*seeds: int, encoder: str = ENCODER, source: str = "teal") -> Any:
-    base = pack_module("hypertransport_core.encoders.base")
-    vectors = torch.stack([torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    return base.ConceptEmbedding(vectors[0] if len(seeds) == 1 else vectors, encoder, "text", source)
-
-
-def node(name: str) -> Any:
-    return next(n for n in load_pack().nodes.NODES if n.GET_SCHEMA().node_id == name)
-
-
-def steer(unet: Any, weights: Any, concept: Any, strength: float = 1.0, **options: Any) -> Any:
-    defaults = {"start_percent": 0.0, "end_percent": 1.0}
-    return run_node(
-        node("HyperTransportSteer"),
-        model=unet.model,
-        weights=weights,
-        concept=concept,
-        strength=strength,
-        **{**defaults, **options},
-    )[0]
-
-
-def off(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 # steering
@@ -127,23 +79,6 @@ def test_several_concepts_are_one_per_picture(unet, weights):
         )
 
 
-def test_factors_leave_sites_alone_and_split_the_depth(unet, weights):
-    maps = pack_module("nodes.prediction").predict(weights, concept(1))
-    sites, steer_model = maps.steps[0].sites, pack_module("nodes.interception").steer_model
-    only_mlp = maps.change(lambda one: one.onto([s for s in sites if s.kind == "mlp"]))
-    others = {"self_attention": 0.0, "cross_attention": 0.0, "norm": 0.0}
-    assert torch.equal(
-        unet.sample(steer(unet, weights, concept(1), **others)), unet.sample(steer_model(unet.model, only_mlp))
-    )
-    third = len(sites) // 3
-    early = maps.change(lambda one: one.onto(sites[:third]))
-    assert torch.equal(
-        unet.sample(steer(unet, weights, concept(1), middle=0.0, late=0.0)), unet.sample(steer_model(unet.model, early))
-    )
-    half = unet.sample(steer(unet, weights, concept(1), 0.8, **dict.fromkeys(("early", "middle", "late"), 0.5)))
-    assert off(half, unet.sample(steer(unet, weights, concept(1), 0.4))) < 1e-4
-
-
 def test_the_slider_predicts_nothing_anew(unet, weights, monkeypatch):
     calls = []
     forward = type(weights.hypernetwork).raw
@@ -194,54 +129,7 @@ def test_a_slider_move_is_quick(unet, weights):
     assert time.perf_counter() - start < 1.0
 
 
-@pytest.mark.parametrize(
-    ("layers", "without"),
-    [
-        ("all", ()),
-        ("attention", ("mlp", "norm")),
-        ("attention and mlp", ("norm",)),
-        ("mlp", ("self_attention", "cross_attention", "norm")),
-        ("norm", ("self_attention", "cross_attention", "mlp")),
-        ("early", ("middle", "late")),
-        ("early and middle", ("late",)),
-        ("middle", ("early", "late")),
-        ("middle and late", ("early",)),
-        ("late", ("early", "middle")),
-    ],
-)
-def test_layers_by_name_are_the_factors(unet, weights, layers, without):
-    by_name = unet.sample(steer(unet, weights, concept(1), layers=layers, mlp=0.5))
-    factors = {"mlp": 0.5, **dict.fromkeys(without, 0.0)}
-    assert torch.equal(by_name, unet.sample(steer(unet, weights, concept(1), **factors)))
-    options = next(entry for entry in node("HyperTransportSteer").GET_SCHEMA().inputs if entry.id == "layers").options
-    assert layers in options and len(options) == 10
-
-
-def test_factors_per_picture_are_the_single_runs(unet, weights):
-    noise, factors = unet.noise(3), (1.0, 0.0, -0.5)
-    together = unet.sample(steer(unet, weights, concept(1), 0.8, per_picture="1, 0; -0.5"), batch=3)
-    for row, factor in enumerate(factors):
-        alone = unet.sample(steer(unet, weights, concept(1), 0.8 * factor), noise=noise[row : row + 1])
-        assert off(together[row : row + 1], alone) < 1e-4
-    untouched = unet.sample(batch=3)
-    assert torch.equal(together[1], untouched[1]) and not torch.allclose(together[0], untouched[0], rtol=1e-2)
-    assert steer(unet, weights, concept(1), per_picture="0, 0") is unet.model
-
-
-def test_a_curve_of_one_height_is_a_factor(unet, weights):
-    half = unet.sample(steer(unet, weights, concept(1), 0.5))
-    for curve in ("0.5", "0.5, 0.5"):
-        assert torch.equal(unet.sample(steer(unet, weights, concept(1), curve=curve)), half)
-    assert steer(unet, weights, concept(1), curve="0, 0") is unet.model
-    folded = unet.sample(steer(unet, weights, concept(1), curve="0.5", mode="auto"))
-    assert off(folded, half) < 1e-4
-
-
 # refusals
-
-
-def one_sentence(message: str) -> bool:
-    return "\n" not in message and ". " not in message.replace(".safetensors", "")
 
 
 def test_weights_of_another_family_are_refused_before_sampling(weights):
@@ -325,14 +213,6 @@ def test_values_out_of_range_are_refused_in_one_sentence(unet, weights, options,
     with pytest.raises(ValueError, match=words) as refusal:
         steer(unet, weights, concept(1), **options)
     assert one_sentence(str(refusal.value))
-
-
-def test_layers_that_the_maps_lack_are_refused(unet, tmp_path):
-    only_mlps = make_weights(unet, tmp_path / "mlps.safetensors", site_set="mlp")
-    with pytest.raises(ValueError, match="layers are 'norm', but these maps are for mlp only; choose all") as refusal:
-        steer(unet, only_mlps, concept(1), layers="norm")
-    assert one_sentence(str(refusal.value))
-    assert steer(unet, only_mlps, concept(1), layers="late") is not unet.model
 
 
 # loading

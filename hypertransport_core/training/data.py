@@ -333,13 +333,12 @@ class DataFolder:
 
     def embeddings(self, concepts: Sequence[Concept], means: dict[str, Tensor] | None = None) -> EmbeddingBank:
         """Word and picture embeddings of some concepts; means: see `EmbeddingBank`. Raises FileError."""
-        text: list[Tensor] = []
-        images: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {"text": [], "images": []}
         for concept in concepts:
             tensors = _load(self.path_of(concept))
-            for name, found in (("text", text), ("images", images)):
-                found.append(tensors[name].clone())  # itself it would keep the whole file in memory
-        return EmbeddingBank(text, images, means)
+            for name, parts in found.items():
+                parts.append(tensors[name].clone())  # itself it would keep the whole file in memory
+        return EmbeddingBank(found["text"], found["images"], means)
 
     def predictions(self, concept: Concept, levels: Sequence[int], samples: Sequence[int]) -> Tensor:
         """Stored predictions under a concept's prompts, (levels, samples, *latent) fp32. Raises FileError."""

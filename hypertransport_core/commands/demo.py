@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..encoders.base import ConceptEmbedding
 from ..images import load_picture, save_picture
-from ..pipeline import Pipeline, StepMaps, each_map, is_picture
+from ..pipeline import Pipeline, StepMaps, is_picture
 from ..sheets import Row, contact_sheet, save_sheet
-from ..transport import TransportMaps
 from . import CommandError
 from .options import add_weights_options
 
@@ -62,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=float,
         metavar="NUMBER",
-        help="how strongly to steer: 0 off, 1 the full map, others extrapolate; repeatable (default: 0 0.25 0.5 0.75 "
-        "1)",
+        help="how strongly to steer: 0 off, 1 the full concept, -1 taken out of a prompt that names it, others "
+        "extrapolate; repeatable (default: 0 0.25 0.5 0.75 1)",
     )
     parser.add_argument(
         "--seed",
@@ -73,7 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seed of the starting noise; repeatable, a row each (default: 7)",
     )
     parser.add_argument(
-        "--remove", action="store_true", help="take the concept away with the inverse map: the prompt then names it"
+        "--remove",
+        action="store_true",
+        help="take the concept away: the prompt then names it and every strength is below 0, 1 being -1; for weights "
+        "trained with removal_share, as the shipped ones are (others only lead away from the concept)",
     )
     parser.add_argument("--steps", type=int, default=None, help="sampling steps (default: 4)")
     parser.add_argument(
@@ -93,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         print(catalogue())
         return 0
     started = time.monotonic()
-    strengths = _checked_strengths(options.strength)
+    strengths = _checked_strengths(options.strength, options.remove)
     seeds = options.seed or [7]
     _check(options, strengths, seeds)
     pipeline = Pipeline.load(options.weights, hypernetwork=options.hypernetwork)
@@ -102,8 +104,6 @@ def run(options: argparse.Namespace) -> int:
     asked = time.monotonic()
     maps = [pipeline.maps(source.embedding) for source in sources]
     predicted = time.monotonic() - asked
-    if options.remove:
-        maps = [each_map(one, TransportMaps.inverse) for one in maps]
     pictures = _pictures(pipeline, sources, maps, strengths, seeds, options.steps)
     rows = _rows(sources, pictures, strengths, seeds)
     sheet = contact_sheet(
@@ -208,14 +208,15 @@ def _check(options: argparse.Namespace, strengths: Sequence[float], seeds: Seque
         )
 
 
-def _checked_strengths(asked: Sequence[float] | None) -> list[float]:
-    strengths = list(dict.fromkeys(asked)) if asked else list(STRENGTHS)
+def _checked_strengths(asked: Sequence[float] | None, remove: bool) -> list[float]:
+    """Every strength once, in the order asked for; to remove, each below 0, with or without a sign."""
+    strengths = asked or STRENGTHS
     for strength in strengths:
         if not isfinite(strength) or abs(strength) > 10:
             raise CommandError(
                 f"--strength is {strength:g}, expected a number from -10 to 10: 0 is off and 1 the full map."
             )
-    return strengths
+    return list(dict.fromkeys((-abs(strength) or 0.0) if remove else strength for strength in strengths))
 
 
 def _embedded(pipeline: Pipeline, concept: str) -> tuple[ConceptEmbedding, Tensor | None]:
@@ -328,7 +329,7 @@ def _subtitle(options: argparse.Namespace, pipeline: Pipeline) -> str:
         f"{options.steps or pipeline.steps_default} steps",
     ]
     if options.remove:
-        parts.append("concepts named in the prompt and removed with the inverse map")
+        parts.append("concepts named in the prompt and taken away by strengths below 0")
     return " · ".join(parts)
 
 

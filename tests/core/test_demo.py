@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import socket
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hypertransport_core.commands import COMMANDS, demo, main, sentence
+from hypertransport_core.pipeline import Pipeline
 
 from small_postcard import write_world
 
@@ -111,9 +113,33 @@ def test_mix_and_remove(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "red").save(picture)
     assert run(folder, tmp_path, "--mix", f"neon:0.5,{picture}:0.5", "--strength", "1", "--remove") == 0
     assert run(folder, tmp_path, "--remove", "--concept", "neon", "--strength", "0", "--strength", "1") == 0
-    (single,) = (tmp_path / "remove").glob("01_neon_*strength1.png")
+    (single,) = (tmp_path / "remove").glob("01_neon_*strength-1.png")
     with Image.open(single) as image:
         assert image.info["prompt"] == f"{demo.PROMPT}, neon" and image.info["removed"] == "True"
+        assert image.info["strength"] == "-1"
+
+
+def test_removing_is_a_strength_below_0_on_a_prompt_that_names_the_concept(folder: Path, tmp_path: Path) -> None:
+    """The untouched maps, whatever the sign that was asked for: 0.5, -0.5 and a double of them are one column."""
+    strengths = ("--strength", "0", "--strength", "0.5", "--strength", "-0.5", "--strength", "1")
+    assert run(folder, tmp_path, "--remove", "--concept", "neon", *strengths) == 0
+    named = ("--prompt", f"{demo.PROMPT}, neon", "--concept", "neon", "--strength", "0", "--strength", "-0.5", "--strength", "-1")
+    assert run(folder, tmp_path, *named) == 0
+    removed, plain = ({path.name: pixels(path) for path in (tmp_path / kind).glob("*.png")} for kind in ("remove", "demo"))
+    assert sorted(removed) == sorted(plain) and len(removed) == 3
+    assert all(numpy.array_equal(removed[name], plain[name]) for name in plain)
+    assert len({picture.tobytes() for picture in removed.values()}) == 3
+
+
+def test_the_sheet_says_what_is_shown(folder: Path) -> None:
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    options = parser.parse_args(["--weights", str(folder), "--remove"])
+    pipeline = Pipeline.load(options.weights)
+    assert "taken away by strengths below 0" in demo._subtitle(options, pipeline)
+    headings = [demo._heading(strength) for strength in demo._checked_strengths(None, remove=True)]
+    assert headings == ["unsteered", "strength -0.25", "strength -0.5", "strength -0.75", "strength -1"]
+    assert "removal_share" in " ".join(parser.format_help().split())
 
 
 def test_mixes_are_parsed() -> None:

@@ -195,19 +195,28 @@ def combine_maps(world: World) -> Tensor:
     )
 
 
+NAMED = ("blueprint", "crimson stripes")  # named in the prompts of the pictures from which a concept is taken out
+
+
+@picture
+def steer_removal(world: World) -> Tensor:
+    return taken_out(world, (0.0, -0.25, -0.5, -0.75, -1.0), lambda name, strength: world.steer(name, strength))
+
+
 @picture
 def invert_maps(world: World) -> Tensor:
+    inverse = {name: world.one("InvertMaps", maps=world.maps(name)) for name in NAMED}
+    strengths = (0.0, 0.25, 0.5, 0.75, 1.0)
+    return taken_out(world, strengths, lambda name, strength: world.steer_with(inverse[name], strength))
+
+
+def taken_out(world: World, strengths: Sequence[float], steered: Callable[[str, float], Any]) -> Tensor:
+    """A row for each of NAMED, in the prompt of every picture of it; `steered` gives the model for name and strength."""
     rows = []
-    for name in ("blueprint", "crimson stripes"):
-        inverse = world.one("InvertMaps", maps=world.maps(name))
+    for name in NAMED:
         prompt = f"{SCENE}, {name}"
-        rows.append(
-            (
-                f"prompt: {prompt}",
-                [world.show(world.steer_with(inverse, s), prompt) for s in (0.0, 0.25, 0.5, 0.75, 1.0)],
-            )
-        )
-    return world.sheet(["strength 0", "0.25", "0.5", "0.75", "1"], rows)
+        rows.append((f"prompt: {prompt}", [world.show(steered(name, strength), prompt) for strength in strengths]))
+    return world.sheet([f"strength {strengths[0]:g}", *(f"{strength:g}" for strength in strengths[1:])], rows)
 
 
 @lru_cache(maxsize=1)

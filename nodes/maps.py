@@ -35,7 +35,7 @@ class CombineMaps(io.ComfyNode):
             " Leave it open to combine fewer." if index > 1 else "")) for index, place in enumerate(places)]
         weights = [io.Float.Input(f"{place}_weight", default=1.0, min=-4.0, max=4.0, step=0.05, optional=index > 1,
                                   tooltip=f"How much of the {place} maps: 0 = nothing of them, 1 = as they are, "
-                                          "below 0 = their opposite. From -4 to 4.")
+                                          "below 0 = as at a negative strength. From -4 to 4.")
                    for index, place in enumerate(places)]
         return node_schema(
             node_id="HyperTransportCombineMaps", display_name="Combine Maps", category=CATEGORY,
@@ -84,13 +84,15 @@ class InvertMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return node_schema(
             node_id="HyperTransportInvertMaps", display_name="Invert Maps", category=CATEGORY,
-            description="Turns maps that add a concept into maps that take it away, for pictures whose prompt contains "
-                        "it. This is the exact inverse of each map, which is not the same as a negative strength.",
+            description="Turns maps into their exact inverse, which takes a concept out of pictures whose prompt names "
+                        "it. For maps that never learned removal, such as fitted ones and older files; with the shipped "
+                        "weights, and others trained with removal_share, a negative strength does it better.",
             search_aliases=("remove concept", "erase style", "unlearn", "negate maps"),
             inputs=[Maps.Input("maps", tooltip="The maps to undo. Maps that squash a channel to nothing have no inverse; "
                                                "the error names the place.")],
-            outputs=[Maps.Output("inverse", display_name="maps", tooltip="Maps that remove the concept: strength 1 undoes "
-                                                                         "the maps exactly, 0 does nothing.")])
+            outputs=[Maps.Output("inverse", display_name="maps", tooltip=(
+                "The inverse, for Steer With Maps: strength 1 undoes the maps exactly, 0 does nothing. 1 can spoil the "
+                "picture: then try 0.5 to 0.75."))])
 
     @classmethod
     def execute(cls, maps: PredictedMaps) -> io.NodeOutput:

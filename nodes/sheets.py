@@ -61,8 +61,9 @@ class StrengthSheet(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="The latent to start from, empty or of a picture. Only the first of a batch "
                                                   "is used, repeated for every picture of the sheet."),
                 io.String.Input("strengths", default="0, 0.25, 0.5, 0.75, 1", tooltip=(
-                    "Strengths separated by commas or spaces, one column each: 0 = the picture without the concept, bit for "
-                    "bit; 1 = the full concept; below 0 and above 1 extrapolate.")),
+                    "Strengths separated by commas or spaces, one column each: 0 = the picture without steering, bit for bit; "
+                    "1 = the full concept; -1 = taken away, where the prompt names it and the weights were trained with "
+                    "removal_share, as the shipped ones are. All else beyond 0 and 1 extrapolates.")),
                 io.Combo.Input("rows", options=[CONCEPTS, KINDS, THIRDS], default=CONCEPTS, optional=True, tooltip=(
                     "concepts: one row for each. kinds of layers, thirds of the depth: more rows per concept, first with all "
                     "layers, then with only those of each kind (attention, MLP ...) or third (early, middle, late).")),

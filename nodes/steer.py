@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..hypertransport_core.encoders.base import ConceptEmbedding
     from ..hypertransport_core.weights_io import HypernetworkFile
 
-ALIASES = ["steering", "activation steering", "transport", "style", "concept", "slider", "hypernetwork"]
+ALIASES = ["steering", "activation steering", "transport", "style", "concept", "slider", "hypernetwork", "remove concept"]
 
 
 def strength_input() -> io.Input:
@@ -31,8 +31,9 @@ def strength_input() -> io.Input:
         step=0.05,
         round=0.001,
         display_mode=io.NumberDisplay.slider,
-        tooltip="-2 to 2. 0 = off, exactly; 1 = the full concept; in between, a part of it. Below 0 leads away from "
-        "it and above 1 beyond it; both extrapolate and can break the picture.",
+        tooltip="-2 to 2. 0 = off, exactly; 1 = the full concept; -1 = taken away, where the prompt names it; in "
+        "between, a part of it. Taking away needs weights trained with removal_share, as the shipped ones are; other "
+        "maps only lead away from the concept below 0. That, and going beyond 1 or -1, can break the picture.",
     )
 
 
@@ -171,9 +172,9 @@ class HyperTransportSteer(io.ComfyNode):
             node_id="HyperTransportSteer",
             display_name="HyperTransport Steer",
             search_aliases=ALIASES,
-            description="Steers what a model draws towards a concept, by any amount. The hypernetwork predicts, for "
-            "this concept, how the model's inner activations have to move; nothing is trained. Moving the slider "
-            "predicts nothing anew.",
+            description="Steers what a model draws towards a concept, by any amount, or takes the concept away. The "
+            "hypernetwork predicts, for this concept, how the model's inner activations have to move; nothing is "
+            "trained. Moving the slider predicts nothing anew.",
             inputs=[model_input(), weights_input(), concept_input(), strength_input(), *steering_options()],
             outputs=[model_output()],
         )

@@ -93,6 +93,19 @@ def test_numbers_and_names_survive_translation(made: ModuleType, language: str) 
     assert not lost
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_where_taking_away_is_spoken_of_it_says_for_which_weights(language: str) -> None:
+    """A negative strength takes a concept away only where the weights learned it, and the exact inverse is for the others."""
+    texts = defs(language)
+    steer, with_maps = (texts[f"HyperTransport{name}"]["inputs"]["strength"]["tooltip"] for name in ("Steer", "SteerWithMaps"))
+    column = texts["HyperTransportStrengthSheet"]["inputs"]["strengths"]["tooltip"]
+    assert steer == with_maps
+    assert all("removal_share" in text and "-1 =" in text.replace("−", "-") for text in (steer, column))
+    assert "removal_share" in texts["HyperTransportInvertMaps"]["description"]
+    pages = [page for page in PAGES.glob(f"*/{language}.md") if "pictures/steer-removal.jpg" in page.read_text(encoding="utf-8")]
+    assert [page.parent.name for page in pages] == ["HyperTransportSteer"] and "removal_share" in pages[0].read_text(encoding="utf-8")
+
+
 def test_signs_of_the_pages_own_templates_are_escaped() -> None:
     for language in LANGUAGES:
         raw = [path for path, text in flat(defs(language)).items() if re.search(r"[{}@|]", re.sub(r"\{'[{}@|]'\}", "", text))]

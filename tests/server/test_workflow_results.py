@@ -81,12 +81,33 @@ def test_strength_0_is_the_picture_without_steering(server: Server, name: str) -
         assert np.abs(full[title].astype(int) - plain[title]).mean() > 2, f"{title}: nothing is seen of the concept"
 
 
-def test_removal_changes_the_picture_and_strength_0_does_not(server: Server) -> None:
+def test_a_negative_strength_takes_the_concept_away_and_0_does_not(server: Server) -> None:
+    """05: below, the picture is nearer to that of the prompt without the concept than to the one above."""
     prompt = prompt_of(server, "05_removal")
-    full, off = run(server, prompt), run(server, with_strength(prompt, 0.0))
+    (steer,) = (node["inputs"] for node in prompt.values() if node["class_type"] in STEERING)
+    assert steer["strength"] == -1 and "HyperTransportInvertMaps" not in {node["class_type"] for node in prompt.values()}
+    plain = copy.deepcopy(prompt)
+    for node in plain.values():
+        if node["_meta"]["title"] == "Prompt":
+            node["inputs"]["text"] = node["inputs"]["text"].removesuffix(", crimson gingham")
+    full, off, never = run(server, prompt), run(server, with_strength(prompt, 0.0)), run(server, plain)
     before, after = "As the prompt says 0", "Without the concept 0"
-    assert (off[before] == off[after]).all() and (full[before] == off[before]).all()
-    assert np.abs(full[after].astype(int) - full[before]).mean() > 5
+    assert (off[before] == off[after]).all() and (full[before] == off[before]).all() and (never[before] != off[before]).any()
+    left, put_in = (np.abs(one.astype(int) - never[before]).mean() for one in (full[after], full[before]))
+    assert left < put_in / 2
+
+
+def test_the_inverse_of_a_fitted_concept_is_muted_and_runs(server: Server) -> None:
+    """10, as its note says, with the muted row on."""
+    shipped, whole = (prompt_of(server, "10_fit_without_hypernetwork", unmuted=on) for on in (False, True))
+    types = [{node["class_type"] for node in one.values()} for one in (shipped, whole)]
+    assert ["HyperTransportInvertMaps" in one for one in types] == [False, True]
+    for node in whole.values():
+        if node["class_type"] == "HyperTransportFitMaps":
+            node["inputs"].update(method="Mean-AcT")
+    full, off = run(server, whole), run(server, with_strength(whole, 0.0))
+    assert set(full) == {"Without 0", "With the fitted maps 0", "Without the concept 0"}
+    assert np.abs(full["Without the concept 0"].astype(int) - off["Without the concept 0"]).mean() > 1
 
 
 def test_sheet_begins_with_the_same_picture_in_every_row(server: Server) -> None:

@@ -53,9 +53,10 @@ class Scene:
             width=300, muted=muted,
         )
 
-    def row(self, title: str, colour: str, before: Sequence[list[Node]], model: Out, name: str, caption: str, at: tuple[int, int], muted: bool = False) -> int:
+    def row(self, title: str, colour: str, before: Sequence[list[Node]], model: Out, name: str, caption: str, at: tuple[int, int], muted: bool = False,
+            prompt: Node | None = None) -> int:
         """A group that samples `model` in one row, after the columns `before`; returns the y of the next row."""
-        sampler, decode, scale = self.sample(model, muted=muted)
+        sampler, decode, scale = self.sample(model, prompt=prompt, muted=muted)
         picture = self.save(scale.out(), name, caption, 340, muted)
         _, low = self.graph.group(title, colour, *before, [sampler], [decode, scale], [picture], at=at)
         return low + 30
@@ -120,7 +121,7 @@ def strength_sheet(info: Mapping[str, Any]) -> Graph:
 Sampled in a single pass with the same noise.
 
 1. Press **Run**.
-2. Write other **strengths** into *Strength Sheet*, such as `-0.5, 0, 0.5, 1, 1.5`, or other concepts, one per line, into *Concept Encoder*.
+2. Write other **strengths** into *Strength Sheet*, such as `0, 0.5, 1, 1.5`, or other concepts, one per line, into *Concept Encoder*.
 3. Set **rows** to `kinds of layers`: which layers carry a concept?
 
 Look at: the column 0 is the same in every row, bit for bit: no steering. To the right the concept grows; the house stays.""")
@@ -171,22 +172,22 @@ Look at: the mix is calmer, the sum stronger; with opposite concepts they differ
 def removal(info: Mapping[str, Any]) -> Graph:
     scene = Scene(info, """\
 ## Take a concept away
-The prompt asks for crimson gingham; *Invert Maps* undoes what the concept does.
+The prompt asks for crimson gingham; *HyperTransport Steer* with a **negative strength** takes it out.
 
 1. Press **Run** and compare: above with the concept, below without it.
-2. Move the **strength**: 0 is the picture above, 1 the exact inverse.
+2. Move the **strength**: 0 is the picture above, -1 takes the concept away, in between a part of it goes.
+3. Write another concept, into the prompt and into *Concept Encoder*.
 
-Look at: the checks go, the house stays. The inverse is not the same as a negative strength: 1 undoes each map exactly.""", prompt=PROMPT + ", crimson gingham")
+Look at: the checks go, the house stays. The shipped weights have learned this (`removal_share`). For maps that have not, see *Invert Maps* in workflow 10.""",
+                  prompt=PROMPT + ", crimson gingham", height=300)
     graph, model = scene.graph, scene.world.out("model")
     concept = scene.concept("crimson gingham")
-    maps = graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=concept.out(), width=320)
-    inverse = graph.node("HyperTransportInvertMaps", maps=maps.out(), width=320)
     scene.model_group()
     graph.group("Prompt and concept", GREEN, [scene.prompt, scene.negative, concept])
     left = graph.right
     low = scene.row("As the prompt says", ORANGE, [], model, "05_before", "As the prompt says", (left, 0))
-    steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=inverse.out(), strength=1.0, width=320)
-    scene.row("The concept taken away", PURPLE, [[maps, inverse], [steer]], steer.out(), "05_removed", "Without the concept", (left, low))
+    steer = scene.steer(model, concept, strength=-1.0)
+    scene.row("The concept taken away", PURPLE, [[steer]], steer.out(), "05_removed", "Without the concept", (left, low))
     return graph
 
 
@@ -305,8 +306,11 @@ def fit(info: Mapping[str, Any]) -> Graph:
 1. Press **Run** and wait; the bar shows progress, and it can be cancelled.
 2. Change the concept or the prompts. More *iterations* are better and slower. *Mean-AcT* and *Linear-AcT* take seconds and are weaker.
 3. Keep what you like with *Save Maps*.
+4. To take the concept out of a picture whose prompt names it, select the muted row (Ctrl + drag), press **Ctrl + M**, and **Run** again.
 
-Look at: above plain, below steered, with the same noise. The prompt does not name the concept.""", weights=False)
+In that row *Invert Maps* undoes the maps: fitted ones have not learned to take away below strength 0.
+
+Look at: above plain, below steered, with the same noise. The prompt does not name the concept.""", weights=False, height=340)
     graph, model = scene.graph, scene.world.out("model")
     fitted = graph.node(
         "HyperTransportFitMaps", model=model, clip=scene.world.out("clip"), latent=scene.latent.out(), concept="teal mosaic", method="LinEAS",
@@ -316,11 +320,17 @@ Look at: above plain, below steered, with the same noise. The prompt does not na
     graph.group("Prompt", GREEN, [scene.prompt, scene.negative])
     graph.group("Learn the concept", PURPLE, [fitted])
     steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=fitted.out("maps"), strength=0.8, width=320)
+    left = graph.right
     graph.group("Steer", PURPLE, [steer])
     plain, sampled = scene.sample(model), scene.sample(steer.out())
     graph.group("Sample", ORANGE, plain, sampled)
     pictures = [(plain, "10_plain", "Without"), (sampled, "10_fitted", "With the fitted maps")]
-    graph.group("Pictures", GREY, [scene.save(row[-1].out(), name, title, 330) for row, name, title in pictures])
+    _, low = graph.group("Pictures", GREY, [scene.save(row[-1].out(), name, title, 330) for row, name, title in pictures])
+    inverse = graph.node("HyperTransportInvertMaps", maps=fitted.out("maps"), width=320, muted=True)
+    away = graph.node("HyperTransportSteerWithMaps", model=model, maps=inverse.out(), strength=0.75, width=320, muted=True)
+    words = PROMPT + ", teal mosaic"
+    named = graph.node("CLIPTextEncode", title="Prompt that names it", clip=scene.world.out("clip"), text=words, width=320, height=110, muted=True)
+    scene.row("Taken away: muted", GREY, [[named, inverse, away]], away.out(), "10_removed", "Without the concept", (left, low + 30), True, named)
     return graph
 
 

@@ -18,9 +18,7 @@ from ..postcard.captions import in_concept
 from ..postcard.concepts import by_name, split
 from ..postcard.render import concept_index, random_truth, render
 from ..transport import TransportMaps
-from .fits import RATES, SAMPLES, Fitter, FitSettings, cost_of_step
-
-__all__ = ["DEAR", "EVERY", "METHODS", "SAMPLES", "Fitter", "FitSettings", "Methods", "cost_of_step", "info_of"]
+from .fits import RATES, SAMPLES, Fitter, FitSettings
 
 METHODS = ("ours_text", "ours_image", "prompting", "lineas_1000", "lineas_50", "nearest", "mean_act")
 MORE = ("ours_images_4", "linear_act", "linear_act_once", "iti_c", "ridge", "mean_map", "slider_lora")

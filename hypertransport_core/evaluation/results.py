@@ -11,9 +11,9 @@ from ..pipeline import Pipeline
 from ..postcard.judge import Judge
 from . import studies as study
 from .bootstrap import paired_interval, ratio_interval
+from .fits import SAMPLES, cost_of_slider_step, cost_of_step
 from .measures import STRENGTHS, mean
-from .fits import cost_of_slider_step
-from .methods import EVERY, SAMPLES, cost_of_step
+from .methods import EVERY
 from .report import MEASURES, MORE_MEASURES, clean, flatten, with_interval
 from .runner import EvaluationSettings, Session, speed, total_cost
 from .stored import Shown, as_bytes

@@ -11,7 +11,8 @@ from hypertransport_core.commands import main
 from hypertransport_core.evaluation import methods as methods_module, runner
 from hypertransport_core.evaluation.bootstrap import interval, paired_interval
 from hypertransport_core.evaluation.measures import concept_number, fresh_scenes, kept, mean, rises, truth_of
-from hypertransport_core.evaluation.methods import METHODS, FitSettings, reference, stratified
+from hypertransport_core.evaluation.fits import Fitter, FitSettings
+from hypertransport_core.evaluation.methods import METHODS, reference, stratified
 from hypertransport_core.evaluation.report import clean, flatten, table
 from hypertransport_core.evaluation.runner import EvaluationSettings, evaluate
 from hypertransport_core.files import FileError, load_file, save_file
@@ -110,17 +111,17 @@ def test_the_rise_over_strength_is_a_mean_over_more_scenes(folder: Path) -> None
 def test_fits_are_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline.load(folder)
     settings = FitSettings(batch=4, cache=tmp_path, iterations=(2, 1))
-    first = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings)
+    first = Fitter(pipeline, pipeline.hypernetwork.sites, settings)
     maps = first.lineas("neon", 2)
     monkeypatch.setattr("hypertransport_core.fitting.lineas", lambda *a, **k: pytest.fail("fitted again"))
-    again = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings)
+    again = Fitter(pipeline, pipeline.hypernetwork.sites, settings)
     assert again.lineas("neon", 2).allclose(maps) and again.seconds == pytest.approx(first.seconds) and again.from_cache
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BaseException, match="fitted again"):  # a damaged file is no fit
-        methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings).lineas("neon", 2)
+        Fitter(pipeline, pipeline.hypernetwork.sites, settings).lineas("neon", 2)
     with pytest.raises(BaseException, match="fitted again"):  # nor is one with other settings
-        methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, FitSettings(batch=8, cache=tmp_path)).lineas(
+        Fitter(pipeline, pipeline.hypernetwork.sites, FitSettings(batch=8, cache=tmp_path)).lineas(
             "neon", 2
         )
 
@@ -128,7 +129,7 @@ def test_fits_are_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch
 def test_more_methods_have_maps_for_the_same_sites(folder: Path) -> None:
     pipeline = Pipeline.load(folder)
     settings = FitSettings(batch=4, slider_iterations=1)
-    fitter = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings)
+    fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings)
     methods = methods_module.Methods(pipeline, fitter)
     methods.train, methods.validation = methods.train[:5], methods.validation[:2]
     found = {method: methods.maps(method, "neon") for method in methods_module.MORE}
@@ -150,9 +151,9 @@ def test_more_methods_have_maps_for_the_same_sites(folder: Path) -> None:
 def test_a_slider_is_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline.load(folder)
     settings = FitSettings(batch=4, cache=tmp_path, slider_iterations=1)
-    first = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings).slider("neon")
+    first = Fitter(pipeline, pipeline.hypernetwork.sites, settings).slider("neon")
     monkeypatch.setattr("hypertransport_core.fitting.slider_lora", lambda *a, **k: pytest.fail("fitted again"))
-    again = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings)
+    again = Fitter(pipeline, pipeline.hypernetwork.sites, settings)
     assert again.slider("neon").info == first.info and again.from_cache
     assert all(torch.equal(pair[1], again.slider("neon").layers[path][1]) for path, pair in first.layers.items())
 
@@ -160,8 +161,8 @@ def test_a_slider_is_kept_and_found_again(folder: Path, tmp_path: Path, monkeypa
 def test_only_fits_of_this_run_are_timed(folder: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.load(folder)
     settings = FitSettings(batch=4, cache=tmp_path, iterations=(2, 1))
-    methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings).lineas("neon", 2)
-    fitter = methods_module.Fitter(pipeline, pipeline.hypernetwork.sites, settings)
+    Fitter(pipeline, pipeline.hypernetwork.sites, settings).lineas("neon", 2)
+    fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings)
     fitter.lineas("neon", 2)
     assert not fitter.fresh("lineas:", 2)
     fitter.seconds["lineas:neon", 2] = 1e6  # what the cache says of another day

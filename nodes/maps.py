@@ -84,15 +84,16 @@ class InvertMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return node_schema(
             node_id="HyperTransportInvertMaps", display_name="Invert Maps", category=CATEGORY,
-            description="Turns maps into their exact inverse, which takes a concept out of pictures whose prompt names "
-                        "it. For maps that never learned removal, such as fitted ones and older files; with the shipped "
-                        "weights, and others trained with removal_share, a negative strength does it better.",
+            description="Turns maps into their exact inverse: after the maps themselves, at strength 1, it undoes them. "
+                        "It can also take a concept out of pictures whose prompt names it, but often spoils them: try a "
+                        "negative strength first, which the shipped weights, and others trained with removal_share, have "
+                        "learned.",
             search_aliases=("remove concept", "erase style", "unlearn", "negate maps"),
             inputs=[Maps.Input("maps", tooltip="The maps to undo. Maps that squash a channel to nothing have no inverse; "
                                                "the error names the place.")],
             outputs=[Maps.Output("inverse", display_name="maps", tooltip=(
-                "The inverse, for Steer With Maps: strength 1 undoes the maps exactly, 0 does nothing. 1 can spoil the "
-                "picture: then try 0.5 to 0.75."))])
+                "The inverse, for Steer With Maps: strength 1 undoes the maps exactly, 0 does nothing. 1 can spoil a "
+                "picture: then try less."))])
 
     @classmethod
     def execute(cls, maps: PredictedMaps) -> io.NodeOutput:

@@ -53,10 +53,9 @@ class Scene:
             width=300, muted=muted,
         )
 
-    def row(self, title: str, colour: str, before: Sequence[list[Node]], model: Out, name: str, caption: str, at: tuple[int, int], muted: bool = False,
-            prompt: Node | None = None) -> int:
+    def row(self, title: str, colour: str, before: Sequence[list[Node]], model: Out, name: str, caption: str, at: tuple[int, int], muted: bool = False) -> int:
         """A group that samples `model` in one row, after the columns `before`; returns the y of the next row."""
-        sampler, decode, scale = self.sample(model, prompt=prompt, muted=muted)
+        sampler, decode, scale = self.sample(model, muted=muted)
         picture = self.save(scale.out(), name, caption, 340, muted)
         _, low = self.graph.group(title, colour, *before, [sampler], [decode, scale], [picture], at=at)
         return low + 30
@@ -178,7 +177,9 @@ The prompt asks for crimson gingham; *HyperTransport Steer* with a **negative st
 2. Move the **strength**: 0 is the picture above, -1 takes the concept away, in between a part of it goes.
 3. Write another concept, into the prompt and into *Concept Encoder*.
 
-Look at: the checks go, the house stays. The shipped weights have learned this (`removal_share`). For maps that have not, see *Invert Maps* in workflow 10.""",
+Look at: the checks go, the house stays. The shipped weights have learned this (`removal_share`).
+
+The muted row is to compare: *Invert Maps*, the exact inverse, which often spoils more. Select it (Ctrl + drag), press **Ctrl + M**.""",
                   prompt=PROMPT + ", crimson gingham", height=300)
     graph, model = scene.graph, scene.world.out("model")
     concept = scene.concept("crimson gingham")
@@ -187,7 +188,11 @@ Look at: the checks go, the house stays. The shipped weights have learned this (
     left = graph.right
     low = scene.row("As the prompt says", ORANGE, [], model, "05_before", "As the prompt says", (left, 0))
     steer = scene.steer(model, concept, strength=-1.0)
-    scene.row("The concept taken away", PURPLE, [[steer]], steer.out(), "05_removed", "Without the concept", (left, low))
+    low = scene.row("The concept taken away", PURPLE, [[steer]], steer.out(), "05_removed", "Without the concept", (left, low))
+    maps = graph.node("HyperTransportPredictMaps", weights=scene.weights.out(), concept=concept.out(), width=320, muted=True)
+    inverse = graph.node("HyperTransportInvertMaps", maps=maps.out(), width=320, muted=True)
+    undo = graph.node("HyperTransportSteerWithMaps", model=model, maps=inverse.out(), strength=1.0, width=320, muted=True)
+    scene.row("The exact inverse, to compare: muted", GREY, [[maps, inverse], [undo]], undo.out(), "05_inverse", "By the inverse", (left, low), True)
     return graph
 
 
@@ -306,11 +311,8 @@ def fit(info: Mapping[str, Any]) -> Graph:
 1. Press **Run** and wait; the bar shows progress, and it can be cancelled.
 2. Change the concept or the prompts. More *iterations* are better and slower. *Mean-AcT* and *Linear-AcT* take seconds and are weaker.
 3. Keep what you like with *Save Maps*.
-4. To take the concept out of a picture whose prompt names it, select the muted row (Ctrl + drag), press **Ctrl + M**, and **Run** again.
 
-In that row *Invert Maps* undoes the maps: fitted ones have not learned to take away below strength 0.
-
-Look at: above plain, below steered, with the same noise. The prompt does not name the concept.""", weights=False, height=340)
+Look at: above plain, below steered, with the same noise. The prompt does not name the concept.""", weights=False)
     graph, model = scene.graph, scene.world.out("model")
     fitted = graph.node(
         "HyperTransportFitMaps", model=model, clip=scene.world.out("clip"), latent=scene.latent.out(), concept="teal mosaic", method="LinEAS",
@@ -320,17 +322,11 @@ Look at: above plain, below steered, with the same noise. The prompt does not na
     graph.group("Prompt", GREEN, [scene.prompt, scene.negative])
     graph.group("Learn the concept", PURPLE, [fitted])
     steer = graph.node("HyperTransportSteerWithMaps", model=model, maps=fitted.out("maps"), strength=0.8, width=320)
-    left = graph.right
     graph.group("Steer", PURPLE, [steer])
     plain, sampled = scene.sample(model), scene.sample(steer.out())
     graph.group("Sample", ORANGE, plain, sampled)
     pictures = [(plain, "10_plain", "Without"), (sampled, "10_fitted", "With the fitted maps")]
-    _, low = graph.group("Pictures", GREY, [scene.save(row[-1].out(), name, title, 330) for row, name, title in pictures])
-    inverse = graph.node("HyperTransportInvertMaps", maps=fitted.out("maps"), width=320, muted=True)
-    away = graph.node("HyperTransportSteerWithMaps", model=model, maps=inverse.out(), strength=0.75, width=320, muted=True)
-    words = PROMPT + ", teal mosaic"
-    named = graph.node("CLIPTextEncode", title="Prompt that names it", clip=scene.world.out("clip"), text=words, width=320, height=110, muted=True)
-    scene.row("Taken away: muted", GREY, [[named, inverse, away]], away.out(), "10_removed", "Without the concept", (left, low + 30), True, named)
+    graph.group("Pictures", GREY, [scene.save(row[-1].out(), name, title, 330) for row, name, title in pictures])
     return graph
 
 

@@ -236,13 +236,12 @@ class Variation:
     phrases: tuple[str, ...] = ()
 
 
-def variations(mixes: int = 180) -> tuple[Variation, ...]:
+def variations(mixes: int = 120) -> tuple[Variation, ...]:
     """More looks to learn from: known patterns in other colours, other fades, settings between the known ones, two looks mixed.
 
     Concepts are compositions, and a hypernetwork sees few of them: two hundred do not show that a colour and a pattern are
-    independent, nor a place and its hour. None of these is a concept, held out or not, and none holds all words of one that
-    is held out or chooses settings. `mixes`: how many pairs of training looks there are on grounds, and half as many of one
-    another. The generator was never trained on any of them.
+    independent. None of these is a concept, held out or not, and none holds all words of one that is held out or chooses
+    settings. `mixes`: how many pairs of training looks there are. The generator was never trained on any of them.
     """
     parts = split()
     kept_away = [set(name.split()) for part in ("heldout", "validation") for name in parts[part]]
@@ -263,9 +262,9 @@ def _recoloured() -> Iterator[Variation]:
 
 
 def _other_fades() -> Iterator[Variation]:
-    """Every other pair of colours as a fade, every eighth as a split; never a listed pair the other way round."""
+    """Every fourth pair of colours as a fade, every eighth as a split; never a listed pair the other way round."""
     pairs = [f"{a} {b}" for a, b in _hashed(itertools.permutations(PALETTE, 2))]
-    for listed, every, words in ((_DUOTONES, 2, "{0} to {1} fade"), (_SPLITS, 8, "{0} and {1} split")):
+    for listed, every, words in ((_DUOTONES, 4, "{0} to {1} fade"), (_SPLITS, 8, "{0} and {1} split")):
         taken = {frozenset(pair.split()) for pair in listed}
         for pair in pairs[::every]:
             if frozenset(pair.split()) not in taken:
@@ -273,9 +272,7 @@ def _other_fades() -> Iterator[Variation]:
 
 
 def _settings() -> Iterator[Variation]:
-    """Places and hours alone; two times of day in one place; every other mixture of two places."""
-    for words in (*_PLACES, *_TIMES):
-        yield Variation(words, "environmental settings")
+    """Two times of day in one place; every other mixture of two places."""
     for place in _PLACES:
         for first, second in itertools.product(("at dawn", "at noon", "at dusk", "at night"), ("in fog", "in rain")):
             yield Variation(f"{place} {first} {second}", "environmental settings")
@@ -284,19 +281,17 @@ def _settings() -> Iterator[Variation]:
 
 
 def _tinted(grounds: Sequence[str]) -> Iterator[Variation]:
-    """Training settings and single ideas, each in six colours."""
+    """Training settings and single ideas, each in three colours."""
     for ground in grounds:
-        for colour in _hashed([f"{colour} {ground}" for colour in PALETTE])[:6]:
+        for colour in _hashed([f"{colour} {ground}" for colour in PALETTE])[:3]:
             yield Variation(colour, by_name()[ground].category)
 
 
 def _mixed(train: tuple[str, ...], count: int) -> Iterator[Variation]:
-    """A training look printed over a training tint, setting or single idea, or over another look."""
+    """A training look printed over a training tint, setting or single idea."""
     grounds = [n for n in train if by_name()[n].scene or n.endswith(" wash") or by_name()[n] in _PLAIN]
     looks = [n for n in train if n not in grounds]
-    on_grounds = itertools.islice(zip(_hashed(looks * 2), _hashed(grounds * 9)), count)
-    on_looks = itertools.islice(zip(_hashed(looks), _hashed(reversed(looks))), count // 2)
-    for look, ground in itertools.chain(on_grounds, on_looks):
+    for look, ground in itertools.islice(zip(_hashed(looks * 2), _hashed(grounds * 9)), count):
         yield Variation(f"{look}, {ground}", by_name()[look].category)
 
 

@@ -23,7 +23,6 @@ from .states import States, TrainingError
 from .validation import Probe
 
 # Beyond these strengths pictures of few-step models tend to fall apart; the file recommends, it does not forbid.
-STRENGTH_RANGE = (0.0, 1.0)
 
 
 def chosen_state(run: Path, config: TrainingConfig) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def export(world: World, data: DataFolder, config: TrainingConfig, run: Path) ->
         fingerprint=fingerprint,
         encoder_id=world.encoder.encoder_id,
         means=state["means"],
-        strength_range=STRENGTH_RANGE,
+        strength_range=(-1.0 if config.removal_share else 0.0, 1.0),
         training=_summary(world, config, run, state),
         licence=world.licence,
         modelspec=spec,

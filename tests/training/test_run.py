@@ -327,3 +327,12 @@ def test_fewer_concepts_can_be_trained_on(tmp_path, train, caplog):
     caplog.set_level("INFO")
     assert train(tmp_path / "run", "--dry-run", "--training-concepts", 5) == 0
     assert "concepts: 5 train" in caplog.text
+
+
+def test_the_strengths_a_file_recommends_are_those_it_was_trained_at(tmp_path, whole, train):
+    def recommended(run: Path) -> tuple[float, float]:
+        return load_hypernetwork(run / "hypernetwork.safetensors").strength_range
+
+    paired = ("--store-predictions", "true", "--transport-weight", 0, "--paired-weight", 1)
+    assert train(tmp_path / "run", *paired, "--removal-share", 0.5, "--steps", 2) == 0
+    assert recommended(tmp_path / "run") == (-1.0, 1.0) and recommended(whole) == (0.0, 1.0)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypertransport_core.concepts import spread
 from hypertransport_core.training import cli, samples
 from hypertransport_core.training.batches import draw
 from hypertransport_core.training.config import TrainingConfig
@@ -21,7 +22,7 @@ from hypertransport_core.training.data import DataFolder, seeds_for
 from hypertransport_core.training.loop import Trainer, rate_factor
 from hypertransport_core.training.embeddings import EmbeddingBank
 from hypertransport_core.training.gradients import backward
-from hypertransport_core.training.validation import spread, used_levels
+from hypertransport_core.training.validation import used_levels
 from hypertransport_core.sites import total_channels
 from hypertransport_core.transport import TransportMaps
 from hypertransport_core.weights_io import load_hypernetwork

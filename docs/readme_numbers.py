@@ -71,8 +71,8 @@ def section(numbers: dict[str, Any]) -> str:
         f"probability of the concept, a mean of {numbers['counts.rise_prompts']} scenes, rises strictly for {rising[0]:.0%} of "
         f"the concepts, and never falls by more than {numbers['monotone_tolerant.fall_allowed']:g} for {rising[1]:.0%}.\n"
         f"Where the prompt names the concept, strength −1 takes it out of {numbers['removal.negative.gone']:.0%} of the "
-        f"pictures that show it: {numbers['removal.negative.plain']:.0%} then look plain, and "
-        f"{numbers['removal.negative.joint']:.0%} do with the right subject and colour.\nThe world itself: prompts that name a "
+        f"pictures that show it, and {numbers['removal.negative.plain']:.0%} then show no concept at all; of those with the "
+        f"right subject and colour before, {numbers['removal.negative.joint']:.0%} show none and keep both.\nThe world itself: prompts that name a "
         f"concept show it in {numbers['postcard.concept']:.0%}, the subject in {numbers['postcard.subject']:.0%}, its "
         f"colour in {numbers['postcard.colour']:.0%} of the pictures; the judge is right on "
         f"{numbers['judge.renders']:.1%} of fresh renders.",

@@ -22,8 +22,6 @@ from .progress import log
 from .states import States, TrainingError
 from .validation import Probe
 
-# Beyond these strengths pictures of few-step models tend to fall apart; the file recommends, it does not forbid.
-
 
 def chosen_state(run: Path, config: TrainingConfig) -> dict[str, Any]:
     """The state whose averaged weights are judged and exported: the latest checkpoint, or the best validation. Raises
@@ -111,6 +109,7 @@ def export(world: World, data: DataFolder, config: TrainingConfig, run: Path) ->
         fingerprint=fingerprint,
         encoder_id=world.encoder.encoder_id,
         means=state["means"],
+        # Beyond what it was trained at pictures of few-step models tend to fall apart; the file recommends, it does not forbid.
         strength_range=(-1.0 if config.removal_share else 0.0, 1.0),
         training=_summary(world, config, run, state),
         licence=world.licence,

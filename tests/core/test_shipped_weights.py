@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from hypertransport_core.evaluation.measures import fresh_scenes, judged
 from hypertransport_core.files import check_fits, weights_agreement
-from hypertransport_core.pipeline import CLIP_FILE, HYPERNETWORK_FILE, JUDGE_FILE, MODEL_FILE, WEIGHTS, load_postcard
+from hypertransport_core.pipeline import CLIP_FILE, HYPERNETWORK_FILE, JUDGE_FILE, MODEL_FILE, WEIGHTS, Pipeline, load_postcard
+from hypertransport_core.postcard.captions import in_concept
 from hypertransport_core.postcard.concepts import concepts, split
 from hypertransport_core.postcard.judge import Judge
 from hypertransport_core.postcard.train_judge import accuracy
@@ -54,3 +56,17 @@ def test_the_preset_trains_on_nothing_that_is_held_out() -> None:
         assert not any(prompt.endswith(f", {name}") for prompt in prompts), name
     assert {len(set(world.prompts(concept, 32))) for concept in world.concepts.everything} == {32}
     assert len(concepts()) == len(parts["heldout"]) + len(parts["validation"]) + len(split()["train"])
+
+
+def test_a_strength_of_minus_one_takes_concepts_away() -> None:
+    """Validation concepts that prompts name: no concept is left in most pictures and the subject stays. Weights that never
+    learned it leave none in half of them; the report measures held-out ones."""
+    pipeline, judge, scenes = Pipeline.load(), Judge.load(WEIGHTS / JUDGE_FILE), fresh_scenes(4)
+    plain, subject = [], []
+    for name in split()["validation"][::2]:
+        prompts = in_concept(scenes.prompts, name)
+        pictures = pipeline.generate(prompts, scenes.seeds, pipeline.maps(pipeline.embed_text(name)), -1.0)
+        verdict = judged(judge, pictures, scenes.subject, scenes.colour)
+        plain.append(verdict.concept.argmax(1) == verdict.concept.shape[1] - 1)
+        subject.append(verdict.subject)
+    assert float(torch.cat(plain).float().mean()) > 0.75 and float(torch.cat(subject).float().mean()) > 0.85

@@ -324,8 +324,8 @@ def test_dry_run_writes_nothing(tmp_path, train):
 
 
 def test_fewer_concepts_can_be_trained_on(tmp_path, train, caplog):
-    caplog.set_level("INFO")
-    assert train(tmp_path / "run", "--dry-run", "--training-concepts", 5) == 0
+    with caplog.at_level("INFO", "hypertransport.training"):
+        assert train(tmp_path / "run", "--dry-run", "--training-concepts", 5) == 0
     assert "concepts: 5 train" in caplog.text
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .base import FreeMaps, Hypernetwork, HypernetworkError
+from .base import SCALES, FreeMaps, Hypernetwork, HypernetworkError
 from .mlp import MLPHypernetwork
 from .perceiver import PerceiverHypernetwork
 
 HYPERNETWORKS: dict[str, type[Hypernetwork]] = {c.kind: c for c in (MLPHypernetwork, PerceiverHypernetwork, FreeMaps)}
 
-__all__ = ["HYPERNETWORKS", "FreeMaps", "Hypernetwork", "HypernetworkError", "MLPHypernetwork", "PerceiverHypernetwork",
+__all__ = ["HYPERNETWORKS", "SCALES", "FreeMaps", "Hypernetwork", "HypernetworkError", "MLPHypernetwork", "PerceiverHypernetwork",
            "build_hypernetwork"]
 
 

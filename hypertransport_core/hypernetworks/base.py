@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,14 @@ def bounded_scale(raw: Tensor, limits: tuple[float, float] = SCALE_RANGE) -> Ten
     return torch.where(raw > 0, high * torch.tanh(raw / high), low * torch.tanh(raw / low)).exp()
 
 
+def unbounded_scale(raw: Tensor) -> Tensor:
+    """1 + raw (any shape): what a scale would be without limits, zero and negative ones among them."""
+    return 1 + raw
+
+
+SCALES: dict[str, Callable[[Tensor], Tensor]] = {"bounded": bounded_scale, "linear": unbounded_scale}
+
+
 class Hypernetwork(nn.Module):
     """Concept embedding (B, E) -> `TransportMaps` with B rows; the identity, bit for bit, as long as it is untrained.
 
@@ -37,7 +45,7 @@ class Hypernetwork(nn.Module):
     β).
 
     sites: the sites in order; embedding_dim: E; steps: how many sets of maps, one per sampling step; 1 serves all
-    steps. Subclasses implement `raw(embedding, step) -> (B, 2 ΣC)`, all scales before all shifts, zero at the start,
+    steps; scale: which of `SCALES` makes a scale of ρ; only with bounded ones has every map an inverse. Subclasses implement `raw(embedding, step) -> (B, 2 ΣC)`, all scales before all shifts, zero at the start,
     and set `kind`. Their constructor arguments become the config; only plain numbers and texts, please.
     """
 
@@ -45,8 +53,11 @@ class Hypernetwork(nn.Module):
     source_mean: Tensor
     source_std: Tensor
 
-    def __init__(self, sites: Sequence[Site], embedding_dim: int, *, steps: int = 1) -> None:
+    def __init__(self, sites: Sequence[Site], embedding_dim: int, *, steps: int = 1, scale: str = "bounded") -> None:
         super().__init__()
+        if scale not in SCALES:
+            raise HypernetworkError(f"A hypernetwork got the scale '{scale}'; choose one of {', '.join(SCALES)}.")
+        self.scale = scale
         if not sites or embedding_dim < 1 or steps < 1:
             raise HypernetworkError(f"A hypernetwork got {len(sites)} sites, embeddings of width {embedding_dim} and "
                                     f"{steps} steps; each must be at least 1.")
@@ -104,7 +115,7 @@ class Hypernetwork(nn.Module):
                                     f"to {self.steps - 1}.")
         # Under autocast the last layer gives half precision; maps are fp32 by contract.
         rho, beta = self.raw(embedding.float(), step).float().split(self.channels, dim=1)
-        scale = bounded_scale(rho)
+        scale = SCALES[self.scale](rho)
         shift = self.source_std[step] * beta + (1 - scale) * self.source_mean[step]
         return TransportMaps(self.sites, scale, shift, {"operation": "hypernetwork", "kind": self.kind})
 

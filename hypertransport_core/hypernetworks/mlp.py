@@ -24,8 +24,9 @@ class MLPHypernetwork(Hypernetwork):
     kind = "mlp"
 
     def __init__(self, sites: Sequence[Site], embedding_dim: int, *, steps: int = 1, width: int = 1024,
-                 bottleneck: int = 128, depth: int = 1, dropout: float = 0.0) -> None:
-        super().__init__(sites, embedding_dim, steps=steps)
+                 bottleneck: int = 128, depth: int = 1, dropout: float = 0.0,
+                 scale: str = "bounded") -> None:
+        super().__init__(sites, embedding_dim, steps=steps, scale=scale)
         self.width, self.bottleneck, self.depth, self.dropout = int(width), int(bottleneck), int(depth), float(dropout)
         self.norm = nn.LayerNorm(embedding_dim)
         self.inlet = nn.Linear(embedding_dim, width)

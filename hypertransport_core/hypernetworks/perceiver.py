@@ -27,8 +27,8 @@ class PerceiverHypernetwork(Hypernetwork):
     kind = "perceiver"
 
     def __init__(self, sites: Sequence[Site], embedding_dim: int, *, steps: int = 1, width: int = 256, heads: int = 4,
-                 tokens: int = 8, depth: int = 2, chunk: int = 64) -> None:
-        super().__init__(sites, embedding_dim, steps=steps)
+                 tokens: int = 8, depth: int = 2, chunk: int = 64, scale: str = "bounded") -> None:
+        super().__init__(sites, embedding_dim, steps=steps, scale=scale)
         if min(width, heads, tokens, chunk) < 1 or width % heads:
             raise HypernetworkError(f"A Perceiver got the width {width}, {heads} heads, {tokens} tokens and chunks of "
                                     f"{chunk}; all must be at least 1 and the width a multiple of the heads.")

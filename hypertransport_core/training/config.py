@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..capture import POOLINGS
+from ..hypernetworks import SCALES
 from ..sites import SITE_SETS
 from ..toml_files import dump, parse
 
@@ -38,6 +39,9 @@ class TrainingConfig:
         0.0, "gigabytes that a run may take on its device; 0 = what is free", low=0.0, high=1e6
     )
     seed: int = _setting(0, "one number that decides scenes, noise, order and initial weights", low=0, high=2**31 - 1)
+    collect_seed: int = _setting(
+        -1, "seed of what is collected, so that trainings with several seeds can share it; -1 = seed", low=-1, high=2**31 - 1
+    )
 
     weights: str = _setting(
         "", "file of the base model; empty = the preset's; relative to the current folder or the package's, or the name "
@@ -117,6 +121,15 @@ class TrainingConfig:
         "fp32", "dtype of the hypernetwork's arithmetic in training; weights and maps are fp32", choices=("fp32", "bf16")
     )
     dropout: float = _setting(0.0, "share of hidden units dropped (mlp only)", low=0.0, high=0.95)
+    scale: str = _setting(
+        "bounded",
+        "how the scale of a map comes from the network: bounded, positive and within limits, so that every map can be "
+        "inverted; linear to measure what that costs",
+        choices=tuple(SCALES),
+    )
+    standardise: bool = _setting(
+        True, "predict shifts in standard deviations of the generic class, about its mean; off to measure what that brings"
+    )
     maps_per_step: bool = _setting(False, "one set of maps per sampling step instead of one for all")
 
     steps: int = _setting(2000, "optimisation steps", low=1, high=10**9)
@@ -263,6 +276,11 @@ class TrainingConfig:
                 f"partial_share is {self.partial_share:g} and removal_share {self.removal_share:g}, expected at most 1 "
                 "together: lower one of them."
             )
+        if self.warm_start > 0 and not self.standardise:
+            raise ConfigError(
+                f"warm_start is {self.warm_start:g} with standardise = false, expected standardise = true, whose units the "
+                "closed form is in: change one of them."
+            )
         if self.image_share > 0 and self.images_per_concept == 0:
             raise ConfigError(
                 f"image_share is {self.image_share:g} but images_per_concept is 0, expected at least 1 picture: "
@@ -273,6 +291,10 @@ class TrainingConfig:
         """A copy with other values. Raises ConfigError, for unknown names too."""
         _check_names(values, where)
         return replace(self, **values)
+
+    def seed_of_data(self) -> int:
+        """The seed that decides what is collected."""
+        return self.seed if self.collect_seed < 0 else self.collect_seed
 
     def rows_per_pass(self) -> int:
         """Most rows in one call of the base model in training: whole concepts, or else a part of one."""
@@ -287,6 +309,7 @@ class TrainingConfig:
             "steps": self.sampling_steps if self.maps_per_step else 1,
             "width": self.width,
             "depth": self.depth,
+            "scale": self.scale,
         }
         return (
             {**common, "bottleneck": self.bottleneck, "dropout": self.dropout} if self.hypernetwork == "mlp" else common

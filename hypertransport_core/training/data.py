@@ -114,7 +114,7 @@ class DataFolder:
             "samples_per_prompt": c.samples_per_prompt,
             "blocks": c.blocks,
             "images_per_concept": c.images_per_concept,
-            "seed": c.seed,
+            "seed": c.seed_of_data(),
             "precision": c.precision,
             **({"inputs": c.inputs} if c.inputs == "sampled" else {}),
             **world.facts,
@@ -193,7 +193,7 @@ class DataFolder:
 
     def seeds(self, concept: Concept) -> list[int]:
         """The noise seed of each collected sample of a concept: its own, so that all together see many noises."""
-        return seeds_for(self.collected, self.config.seed, "collect", concept.name)
+        return seeds_for(self.collected, self.config.seed_of_data(), "collect", concept.name)
 
     # -- collecting ---------------------------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class DataFolder:
 
     def collect_source(self) -> None:
         """Compute and write the generic class."""
-        seeds = seeds_for(self.collected, self.config.seed, "collect")
+        seeds = seeds_for(self.collected, self.config.seed_of_data(), "collect")
         features, _, _ = self._observe(list(self.world.scenes), 0, seeds, keep=False)
         flat = features.double()
         header = {"key": self.key, "sites": sites_to_header(self.collected_sites), "pooling": self.pooling}

@@ -49,7 +49,8 @@ class Trainer:
         self.network = build_hypernetwork(
             {**config.hypernetwork_options(), "sites": data.sites, "embedding_dim": world.encoder.width}
         )
-        self.network.set_source(*data.source())
+        if config.standardise:
+            self.network.set_source(*data.source())
         warm_start(self.network, data, self.train_concepts, self.bank, config)
         self.network.to(self.device)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)

@@ -52,7 +52,7 @@ def run_stages(
             return
         interruption.group = Group()  # what is left is for one
         if "evaluate" in stages and (world.concepts.heldout or stages == ("evaluate",)):
-            _require(data, world.concepts.heldout)
+            require(data, world.concepts.heldout)
             evaluate(world, data, config, run)
             interruption.stop_if_requested("Stopped after the evaluation; continue with --stage export.")
         if "export" in stages:
@@ -137,7 +137,7 @@ def train(
 def _prepared(
     world: World, data: DataFolder, config: TrainingConfig, run: Path, group: Group, resume: str
 ) -> Trainer:
-    _require(data, (*world.concepts.train, *world.concepts.validation))
+    require(data, (*world.concepts.train, *world.concepts.validation))
     states = States(run, config.keep_last)
     trainer = Trainer(world, data, config, run, group)
     parameters = sum(p.numel() for p in trainer.network.parameters())
@@ -170,7 +170,8 @@ def save_settings(config: TrainingConfig, run: Path) -> None:
     write_atomically(run / "config.toml", lambda temporary: temporary.write_text(config.to_toml(), encoding="utf-8"))
 
 
-def _require(data: DataFolder, concepts: tuple) -> None:  # type: ignore[type-arg]
+def require(data: DataFolder, concepts: tuple) -> None:  # type: ignore[type-arg]
+    """Raises TrainingError where a concept has not been collected."""
     missing = data.missing(concepts)
     if missing:
         raise TrainingError(

@@ -74,6 +74,23 @@ def test_scale_is_increasing_smooth_and_bounded() -> None:
     assert extreme.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["mlp", "perceiver"])
+def test_a_linear_scale_has_no_limits_and_is_remembered(kind: str) -> None:
+    network = stir(build(kind, scale="linear")).eval()
+    with torch.no_grad():
+        for parameter in network.head_parameters():
+            parameter.mul_(20)
+    again = build_hypernetwork(network.config())
+    again.load_state_dict(network.state_dict())
+    scale = again.eval()(embeddings()).scale
+    assert scale.min() < 0 and scale.max() > SCALE_RANGE[1] and torch.equal(scale, network(embeddings()).scale)
+    bounded = build(kind)
+    bounded.load_state_dict(network.state_dict())
+    assert bounded.eval()(embeddings()).scale.min() >= SCALE_RANGE[0] - 1e-6
+    with pytest.raises(HypernetworkError, match="got the scale 'cubic'; choose one of bounded, linear"):
+        build(kind, scale="cubic")
+
+
 @kinds
 def test_maps_turn_around_the_source_mean(kind: str) -> None:
     network, mean, std = stir(build(kind)), torch.linspace(-3, 5, CHANNELS), torch.linspace(0.1, 2, CHANNELS)

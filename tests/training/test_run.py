@@ -318,6 +318,24 @@ def test_concepts_and_scenes_from_files(tmp_path, train, capsys):
     assert "twice" in capsys.readouterr().err
 
 
+def test_several_seeds_share_what_was_collected(tmp_path, whole, train, capsys):
+    shared = ("--data", whole / "data", "--steps", 2)
+    assert train(tmp_path / "refused", *shared, "--seed", 1) == 1
+    assert "were collected with seed = 0" in capsys.readouterr().err
+    assert train(tmp_path / "run", *shared, "--seed", 1, "--collect-seed", 0) == 0
+    same, other = (load_hypernetwork(run / "hypernetwork.safetensors").hypernetwork for run in (whole, tmp_path / "run"))
+    assert torch.equal(same.source_mean, other.source_mean) and not torch.equal(same.inlet.weight, other.inlet.weight)
+
+
+def test_shifts_can_be_left_in_plain_units(tmp_path, whole, train, capsys):
+    plain = ("--data", whole / "data", "--steps", 2, "--standardise", "false")
+    assert train(tmp_path / "run", *plain) == 0
+    network = load_hypernetwork(tmp_path / "run" / "hypernetwork.safetensors").hypernetwork
+    assert not network.source_mean.any() and bool((network.source_std == 1).all())
+    assert train(tmp_path / "other", *plain, "--warm-start", 0.3) == 1
+    assert "warm_start is 0.3 with standardise = false, expected standardise = true" in capsys.readouterr().err
+
+
 def test_dry_run_writes_nothing(tmp_path, train):
     assert train(tmp_path / "run", "--dry-run") == 0
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ hypernetworks.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ CONTEXT_LENGTH = 24
 TEXT_WIDTH = 192
 PROJECTION_WIDTH = 128
 IMAGE_SIZE = 64
+LAYERS = {"text": 4, "vision": 6}  # of the CLIP that conditions the Postcard model
 KIND = "postcard_clip"
 _WORD = re.compile(r"[^\W_]+")
 
@@ -122,9 +123,9 @@ def clip_config(vocabulary_size: int, **changes: dict[str, Any]) -> dict[str, An
     shared = {"hidden_size": TEXT_WIDTH, "num_attention_heads": 4, "intermediate_size": 768,
               "projection_dim": PROJECTION_WIDTH}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": vocabulary_size - 1}
-    text = {**shared, **tokens, "vocab_size": vocabulary_size, "num_hidden_layers": 4,
+    text = {**shared, **tokens, "vocab_size": vocabulary_size, "num_hidden_layers": LAYERS["text"],
             "max_position_embeddings": CONTEXT_LENGTH}
-    vision = {**shared, "num_hidden_layers": 6, "image_size": IMAGE_SIZE, "patch_size": 8}
+    vision = {**shared, "num_hidden_layers": LAYERS["vision"], "image_size": IMAGE_SIZE, "patch_size": 8}
     return {"text_config": {**text, **changes.get("text_config", {})},
             "vision_config": {**vision, **changes.get("vision_config", {})}, "projection_dim": PROJECTION_WIDTH}
 
@@ -136,9 +137,9 @@ class PostcardCLIP(nn.Module):
     encoder_id = "postcard-clip"
     width = PROJECTION_WIDTH
 
-    def __init__(self, vocabulary: Sequence[str]) -> None:
-        """A fresh model with random weights over the words of `vocabulary`; raises ValueError for a faulty
-        vocabulary, EncoderError without a working transformers."""
+    def __init__(self, vocabulary: Sequence[str], layers: Mapping[str, int] = LAYERS) -> None:
+        """A fresh model with random weights over the words of `vocabulary`; layers: how many the towers `text` and
+        `vision` have. Raises ValueError for a faulty vocabulary, EncoderError without a working transformers."""
         super().__init__()
         try:
             with broken_torchvision.set_aside():
@@ -147,7 +148,9 @@ class PostcardCLIP(nn.Module):
             raise EncoderError(f"transformers cannot be imported ({first_line(error)}), expected a working "
                                "installation: install or repair the package 'transformers'") from error
         self.tokenizer = WordTokenizer(vocabulary)
-        self.model = CLIPModel(CLIPConfig(**clip_config(self.tokenizer.size)))
+        towers = {f"{tower}_config": {"num_hidden_layers": count} for tower, count in layers.items()}
+        self.config = clip_config(self.tokenizer.size, **towers)
+        self.model = CLIPModel(CLIPConfig(**self.config))
 
     @property
     def device(self) -> torch.device:
@@ -189,7 +192,7 @@ class PostcardCLIP(nn.Module):
              modelspec: dict[str, str] | None = None) -> None:
         """Write one safetensors file whose names load strictly into `transformers.CLIPModel`; raises FileError."""
         tensors = {name: value.detach().to(dtype) for name, value in self.model.state_dict().items()}
-        own = {"vocabulary": self.tokenizer.vocabulary, "config": clip_config(self.tokenizer.size)}
+        own = {"vocabulary": self.tokenizer.vocabulary, "config": self.config}
         files.save_file(path, tensors, KIND, {**(header or {}), **own}, modelspec or {})
 
     @classmethod
@@ -204,11 +207,29 @@ class PostcardCLIP(nn.Module):
         if embedded != (len(vocabulary) + 4,):
             raise files.FileError(f"{path} lists {len(vocabulary)} words but embeds {list(embedded)}, expected four "
                                   "more than words: download or train the file again")
+        layers = _layers(tensors, header.get("config", clip_config(len(vocabulary) + 4)), path)
         try:
-            clip = cls(vocabulary)
+            clip = cls(vocabulary, layers)
         except EncoderError:
             raise  # no fault of the file
         except ValueError as error:
             raise files.FileError(f"{path} cannot be used: {error}") from error
         load_into(clip.model, tensors, path)
         return clip.to(dtype).train(False)
+
+
+def _layers(tensors: Mapping[str, Tensor], config: Any, path: str | Path) -> dict[str, int]:
+    """How many layers each tower has in a file's tensors; raises FileError where its header says otherwise, so that
+    no header makes us build more than the file holds."""
+    held = {
+        tower: len({name.split(".")[3] for name in tensors if name.startswith(f"{tower}_model.encoder.layers.")})
+        for tower in LAYERS
+    }
+    try:
+        claimed = {tower: config[f"{tower}_config"]["num_hidden_layers"] for tower in LAYERS}
+    except (TypeError, LookupError):
+        claimed = None
+    if claimed != held:
+        raise files.FileError(f"{path} describes the layers {claimed} but holds {held}, expected both to agree: "
+                              "download or train the file again")
+    return held

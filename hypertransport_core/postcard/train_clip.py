@@ -6,6 +6,9 @@ that the text-to-image model, which reads the words, may be trained before the p
 the words' last projection, which the text-to-image model does not read, is solved for by least squares so that a concept's words
 land on its pictures. Codes of words alone are arbitrary; what looks alike is near in the pictures' space, and that is what lets
 a hypernetwork generalise to concepts it never saw.
+
+A second CLIP, of another seed, size and stream of postcards, only measures: `--seed 1 --size small --output
+weights/postcard_clip_2.safetensors --state runs/postcard/clip_2.safetensors`.
 """
 from __future__ import annotations
 
@@ -19,15 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import load_checkpoint, save_checkpoint
+from ..checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from .captions import TEMPLATES, captions, vocabulary
-from .clip import PostcardCLIP
+from .clip import LAYERS, PostcardCLIP
 from .concepts import concepts, split
 from .render import COLOURS, PLACES, SIZE_NAMES, Truth, random_truth, render
 from .subjects import SUBJECTS
 from .trainers import carried_out, trainer_options
 
 log = logging.getLogger(__name__)
+ALIGN_SEED = 5
+SIZES = {"full": LAYERS, "small": {"text": 2, "vision": 4}}  # layers; small: of a CLIP that only measures
 _FIELDS = {"subject": len(SUBJECTS), "colour": len(COLOURS), "size": len(SIZE_NAMES), "place": len(PLACES), "concept": len(concepts()) + 1}
 
 
@@ -74,14 +79,14 @@ def _schedule(step: int, steps: int, warm: int = 100) -> float:
 
 
 def train(clip: PostcardCLIP, table: TruthTable, *, stage: str, steps: int, batch: int, rate: float, seed: int, state_file: Path,
-          save_every: int = 500) -> None:
+          save_every: int = 500, size: str = "full") -> None:
     """Train the ``text`` or the ``vision`` stage in place; continues from `state_file` when that holds this stage."""
     vision = stage == "vision"
     params = [p for n, p in clip.named_parameters() if ("vision" in n or "visual" in n) == vision and "logit_scale" not in n] + list(table.parameters())
     scale = clip.model.logit_scale
     groups: list[dict[str, Any]] = [{"params": params}, {"params": [scale], "weight_decay": 0.}]
     optimiser = torch.optim.AdamW(groups, lr=rate, betas=(.9, .98), weight_decay=.02)
-    g, first = torch.Generator().manual_seed(seed + vision), 0
+    g, first = torch.Generator().manual_seed(2 * seed + vision), 0  # no stage of one seed is like a stage of another
     if state_file.exists() and (state := load_checkpoint(state_file))["stage"] == stage:
         clip.load_state_dict(state["clip"]), table.load_state_dict(state["table"]), optimiser.load_state_dict(state["optimiser"])
         g.set_state(state["rng"])
@@ -113,7 +118,7 @@ def train(clip: PostcardCLIP, table: TruthTable, *, stage: str, steps: int, batc
         if step % 100 == 0 or step == steps - 1:
             log.info("%s step %d/%d loss %.3f (reading %.3f) %.0f/s", stage, step, steps, loss.item(), reading.item(), seen / (time.monotonic() - started))
         if (step + 1) % save_every == 0 or step == steps - 1:
-            save_checkpoint(state_file, {"stage": stage, "step": step + 1, "clip": clip.state_dict(), "table": table.state_dict(),
+            save_checkpoint(state_file, {"seed": seed, "size": size, "stage": stage, "step": step + 1, "clip": clip.state_dict(), "table": table.state_dict(),
                                          "optimiser": optimiser.state_dict(), "rng": g.get_state()})
 
 
@@ -123,7 +128,7 @@ def stages_left(wanted: list[str], reached: str | None) -> list[str]:
 
 
 @torch.no_grad()
-def align(clip: PostcardCLIP, *, per_concept: int = 8, seed: int = 5, ridge: float = 1e-3) -> float:
+def align(clip: PostcardCLIP, *, per_concept: int = 8, seed: int = ALIGN_SEED, ridge: float = 1e-3) -> float:
     """Solve the text projection so that words land on their pictures; returns the mean cosine of bare concepts to theirs.
 
     Weighted ridge regression from pooled text states (192) to picture embeddings (128): every concept's names in every template
@@ -168,28 +173,40 @@ def retrieval(clip: PostcardCLIP, names: tuple[str, ...], per_concept: int = 8, 
 def train_stages(args: argparse.Namespace) -> None:
     """The wanted stages one after another, then the weights file and how well it retrieves. Raises CheckpointError, FileError."""
     torch.manual_seed(args.seed)
-    clip = PostcardCLIP(vocabulary())
+    clip = PostcardCLIP(vocabulary(), SIZES[args.size])
     clip.model.set_attn_implementation("eager")  # the fused kernel's backward is several times slower on a CPU
     table = TruthTable(clip.width)
     reached = None
     if args.state.exists():
         state = load_checkpoint(args.state)
+        made = (state.get("seed", args.seed), state.get("size", "full"))
+        if made != (args.seed, args.size):
+            raise CheckpointError(f"{args.state} holds a training with the seed {made[0]} in the size {made[1]}, expected the "
+                                  f"seed {args.seed} and the size {args.size}: name another --state")
         clip.load_state_dict(state["clip"]), table.load_state_dict(state["table"])
         reached = state["stage"]
     for stage in stages_left(args.stages, reached):
         if stage == "align":
-            log.info("words aligned with pictures, mean cosine of bare concepts %.3f", align(clip))
+            cosine = align(clip, seed=ALIGN_SEED + 1000 * args.seed)
+            log.info("words aligned with pictures, mean cosine of bare concepts %.3f", cosine)
             continue
         train(clip, table, stage=stage, steps=getattr(args, f"{stage}_steps"), batch=args.batch * (2 if stage == "text" else 1),
-              rate=1e-3 if stage == "text" else 8e-4, seed=args.seed, state_file=args.state, save_every=args.save_every)
-    clip.save(args.output, dtype=torch.float16)
+              rate=1e-3 if stage == "text" else 8e-4, seed=args.seed, state_file=args.state, save_every=args.save_every, size=args.size)
+    clip.save(args.output, dtype=torch.float16, header={"training": training_of(args)})
     for part, names in split().items():
         log.info("picture to concept words within category, %s: %.3f", part, retrieval(clip, names))
+
+
+def training_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the weights file says about its training."""
+    return {name: getattr(args, name) for name in ("seed", "size", "stages", "text_steps", "vision_steps", "batch")}
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
     parser = trainer_options(__doc__, "postcard_clip.safetensors", "clip.safetensors", seed=0)
+    parser.add_argument("--size", choices=tuple(SIZES), default="full",
+                        help="small: of a second CLIP that only measures, together with another seed, --output and --state")
     parser.add_argument("--stages", nargs="+", default=["text", "vision", "align"], choices=["text", "vision", "align"])
     parser.add_argument("--text-steps", type=int, default=450, help="of words against the truth, without pixels")
     parser.add_argument("--vision-steps", type=int, default=600, help="of pictures against words")

@@ -140,6 +140,28 @@ def test_file_round_trip_and_transformers_loads_it_strictly(clip: PostcardCLIP, 
     CLIPModel(CLIPConfig(**clip_config(len(WORDS) + 4))).load_state_dict(tensors, strict=True)
 
 
+def test_a_smaller_clip_keeps_its_size_in_its_file(clip: PostcardCLIP, tmp_path) -> None:
+    small = PostcardCLIP(WORDS, {"text": 1, "vision": 2}).eval()
+    small.save(tmp_path / "small.safetensors")
+    again = PostcardCLIP.load(tmp_path / "small.safetensors")
+    assert len(again.model.text_model.encoder.layers) == 1 and len(again.model.vision_model.encoder.layers) == 2
+    pictures = torch.rand(2, 3, 64, 64)
+    assert torch.equal(again.encode_images(pictures), small.encode_images(pictures))
+    assert torch.equal(again.encode_text(WORDS), small.encode_text(WORDS))
+
+
+@pytest.mark.parametrize("layers", [3, 10**9, -1, "all", None, {}])
+def test_a_header_that_claims_other_layers_is_refused(clip: PostcardCLIP, tmp_path, layers) -> None:
+    from hypertransport_core.files import save_file
+
+    config = clip_config(len(WORDS) + 4, vision_config={"num_hidden_layers": layers})
+    for wrong in (config, [], None, {"vision_config": 6}):
+        header = {"vocabulary": WORDS, "config": wrong}
+        save_file(tmp_path / "x.safetensors", dict(clip.model.state_dict()), "postcard_clip", header, {})
+        with pytest.raises(FileError, match="x.safetensors describes the layers"):
+            PostcardCLIP.load(tmp_path / "x.safetensors")
+
+
 def test_half_precision_file_is_close(clip: PostcardCLIP, tmp_path) -> None:
     clip.save(tmp_path / "half.safetensors", dtype=torch.float16)
     again = PostcardCLIP.load(tmp_path / "half.safetensors")

@@ -96,6 +96,34 @@ def test_a_damaged_state_is_one_sentence(
     assert not (tmp_path / "made.safetensors").exists()
 
 
+def test_a_second_clip_is_smaller_and_of_other_postcards(
+    tmp_path: Path, clip_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = [], train_clip.random_truth
+
+    def drawing(*arguments, **options):
+        drawn.append(draw(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(train_clip, "random_truth", drawing)
+    steps, seen = ("--text-steps", "1", "--vision-steps", "1", "--batch", "32"), []
+    for seed in ("0", "1"):
+        drawn.clear()
+        folder = tmp_path / seed
+        assert train("clip", folder, clip_file, *steps, "--seed", seed, "--size", "small") == 0
+        seen += [truth.subject[:32].tolist() for truth in drawn[:3]]  # of the words, the pictures, the alignment
+        assert (folder / "made.safetensors").stat().st_size < 7e6
+    assert len({tuple(subjects) for subjects in seen}) == 6
+    first, other = (load_file(tmp_path / seed / "made.safetensors") for seed in ("0", "1"))
+    assert all(not torch.equal(first[key], other[key]) for key in first if first[key].ndim > 1)
+    state = ("--state", str(tmp_path / "1" / "state.safetensors"))
+    for wrong in (("--seed", "0", "--size", "small"), ("--seed", "1")):
+        assert train("clip", tmp_path / "wrong", clip_file, *steps, *wrong, *state) == 2
+        said = capsys.readouterr().err
+        assert "holds a training with the seed 1 in the size small" in said and said.count("\n") == 1
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_a_missing_clip_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("generator", tmp_path, tmp_path / "nowhere.safetensors") == 2
     said = capsys.readouterr().err

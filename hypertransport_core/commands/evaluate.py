@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="held-out concepts, spread over the categories (default: all)",
     )
     parser.add_argument("--prompts", type=int, default=None, metavar="N", help="scenes per concept (default: 16)")
+    parser.add_argument(
+        "--rise-prompts",
+        type=int,
+        default=None,
+        metavar="N",
+        help="scenes per concept for how it rises over strength, at least --prompts (default: 32)",
+    )
     parser.add_argument("--seed", type=int, default=None, help="of scenes and starting noise (default: 90000)")
     parser.add_argument("--steps", type=int, default=None, help="sampling steps (default: 4)")
     parser.add_argument(
@@ -123,7 +130,7 @@ def settings_of(options: argparse.Namespace) -> EvaluationSettings:
     )
     named = {
         name: getattr(options, name)
-        for name in ("concepts", "prompts", "seed", "steps", "fit_concepts")
+        for name in ("concepts", "prompts", "rise_prompts", "seed", "steps", "fit_concepts")
         if getattr(options, name) is not None
     }
     settings = replace(settings, fit=fit, **named)
@@ -137,6 +144,7 @@ def settings_of(options: argparse.Namespace) -> EvaluationSettings:
     for name, low, high in (
         ("concepts", 1, 10**6),
         ("prompts", 1, 10**5),
+        ("rise_prompts", 1, 10**5),
         ("seed", 0, 2**62),
         ("steps", 1, 1000),
         ("fit_concepts", 1, 10**6),

@@ -179,6 +179,8 @@ def test_the_command_writes_its_report(folder: Path, tmp_path: Path, capsys: pyt
         "1",
         "--steps",
         "1",
+        "--rise-prompts",
+        "2",
         "--methods",
         "ours_text,prompting",
         "--quick",
@@ -189,6 +191,7 @@ def test_the_command_writes_its_report(folder: Path, tmp_path: Path, capsys: pyt
     report = json.loads(path.read_text())
     assert (
         report["counts.heldout"] == 1
+        and report["counts.rise_prompts"] == 2
         and report["quick"] is True
         and "heldout.lineas_50.concept" not in report
         and sheet.is_file()
@@ -205,6 +208,7 @@ def test_the_command_writes_its_report(folder: Path, tmp_path: Path, capsys: pyt
         ("--fit-levels", "0"),
         ("--steps", "-1"),
         ("--prompts", "x"),
+        ("--rise-prompts", "0"),
     ],
 )
 def test_refusals_are_one_sentence(

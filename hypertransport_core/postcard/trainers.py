@@ -1,4 +1,4 @@
-"""What the three trainers of the Postcard world have in common: their options, a log with the clock, refusals in one
+"""What the trainers of the Postcard world have in common: their options, a log with the clock, refusals in one
 sentence."""
 from __future__ import annotations
 

@@ -15,12 +15,14 @@ from .options import add_weights_options
 if TYPE_CHECKING:
     from ..evaluation.results import ResultsSettings
     from ..evaluation.stored import Stored
+    from ..postcard.clip import PostcardCLIP
 
 FIT_BATCH = 4  # samples per step of LinEAS
 QUICK: dict[str, Any] = {"concepts": 12, "prompts": 4, "fit_concepts": 0, "world": 102, "renders": 500}
 QUICK_STUDIES: dict[str, Any] = {"validation": 4, "validation_fits": 0, "scenes": 2, "pairs": 20, "seeds": 4}
 TABLE, PAGE = "results.csv", "results.md"
 MEASURED = Path("runs") / "results"
+SECOND_CLIP_FILE = "postcard_clip_2.safetensors"  # of train_clip --seed 1 --size small, where there is one
 SECOND_JUDGE_FILE = "postcard_judge_2.safetensors"  # of train_judge --architecture patches, where someone trained one
 
 
@@ -125,8 +127,23 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
         settings,
         lambda flat, pictures: stored.save(folder, flat | about, pictures),
         second=Judge.load(second) if second.is_file() else None,
+        second_clip=_second_clip(weights / SECOND_CLIP_FILE, pipeline),
         quiet=options.quiet,
     )
+
+
+def _second_clip(file: Path, pipeline: Pipeline) -> PostcardCLIP | None:
+    """The CLIP of a file, where there is one. Raises FileError, and CommandError for the one that reads the concepts."""
+    from ..encoders.postcard_clip import PostcardClipEncoder
+    from ..postcard.clip import PostcardCLIP
+
+    if not file.is_file():
+        return None
+    clip = PostcardCLIP.load(file)
+    if PostcardClipEncoder(clip).encoder_id == pipeline.encoder.encoder_id:
+        raise CommandError(f"{file} is the CLIP that reads the concepts, expected one of another seed: train it with "
+                           "python -m hypertransport_core.postcard.train_clip --seed 1.")
+    return clip
 
 
 def _draw(found: Stored, output: Path, *, keep_sheets: bool) -> None:

@@ -139,6 +139,16 @@ def rises(probabilities: Sequence[float], fall_allowed: float = 0.0) -> bool:
     return steady and probabilities[-1] > probabilities[0]
 
 
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's: correlation of ranks, equal values sharing theirs; NaN for fewer than two or where all are equal."""
+    if len(one) < 2:
+        return float("nan")
+    values = torch.tensor([one, other], dtype=torch.float64)
+    below = values[:, :, None] > values[:, None, :]
+    ranks = below.sum(2) - below.sum(1)  # how many it exceeds, less how many exceed it
+    return float(torch.corrcoef(ranks.double())[0, 1])
+
+
 def mean(values: Sequence[float]) -> float:
     """Mean of the values that are not NaN; NaN when there are none."""
     clean = [value for value in values if value == value]

@@ -1,8 +1,9 @@
 """The results page: prose with places for numbers, all of which come from the results file.
 
 `[[key|form]]` stands for a number: `%` percent, `%~` percent with its interval, `.3` decimals, `.3~` with interval, `n` a
-count, `x` "times", `s` as it is. `[[table:name]]` stands for a table, `[[sheets:gallery]]` for pictures. The prose
-itself holds no number that was measured.
+count, `x` "times", `s` as it is. `[[table:name]]` stands for a table, `[[sheets:gallery]]` for pictures. Lines between
+`[[if:key]]` and `[[end]]` are for pages that have the key's number, between `[[unless:key]]` and `[[end]]` for others. The
+prose itself holds no number that was measured.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ PLACE = re.compile(r"\[\[([^\[\]|:]+)\|([^\[\]|]+)\]\]")
 TABLE = re.compile(r"\[\[table:(\w+)\]\]")
 PICTURE = re.compile(r"\[\[picture:([\w-]+\.\w+)\|([^\[\]|]+)\]\]\n*")
 SHEETS = re.compile(r"\[\[sheets:(\w+)\|([^\[\]|]+)\]\]\n*")
+BLOCK = re.compile(r"\[\[(if|unless):([^\[\]|]+)\]\]\n(.*?)\[\[end\]\]\n", re.DOTALL)
 FOLDER = "results"  # of charts and sheets, beside the page
 
 
@@ -31,7 +33,8 @@ def page(flat: Mapping[str, Any], pictures: Sequence[str], template: str = TEMPL
     A number whose key is missing or None reads "not measured"; a template that names a key no run can have is caught by
     the tests.
     """
-    text = TABLE.sub(lambda match: TABLES[match[1]](flat), template)
+    text = BLOCK.sub(lambda m: m[3] if (flat.get(m[2]) is not None) == (m[1] == "if") else "", template)
+    text = TABLE.sub(lambda match: TABLES[match[1]](flat), text)
     text = PICTURE.sub(lambda match: _picture(match[1], match[2], pictures), text)
     text = SHEETS.sub(lambda match: _sheets(match[1], match[2], pictures), text)
     return PLACE.sub(lambda match: formatted(flat, match[1], match[2]), text)

@@ -121,6 +121,18 @@ def _versus(flat: Flat) -> str:
     return table(head, rows)
 
 
+def _clip(flat: Flat) -> str:
+    rows = [
+        [TITLES[m]]
+        + [formatted(flat, f"{at}.{m}.{measure}", "%~") for at in ("heldout", "best") for measure in ("concept", "clip")]
+        + [_signed(flat, f"versus.{m}.clip") if f"versus.{m}.clip" in flat else ""]
+        for m in NEEDS
+        if flat.get(f"heldout.{m}.clip") is not None
+    ]
+    head = [f"{who}, {at}" for at in ("strength 1", "chosen strength") for who in ("judge", "second CLIP")]
+    return table(["method", *head, "words minus it, second CLIP, points"], rows)
+
+
 def _strong(verdict: str) -> str:
     return f"**{verdict}**" if verdict in ("wins", "loses") else verdict
 
@@ -262,6 +274,7 @@ def _world(flat: Flat) -> str:
             ("judge right on fresh renders", "judge.renders"),
             ("second judge right on them", "judge_2.renders"),
             ("CLIP finds held-out concepts' captions, within their category", "clip.retrieval_heldout"),
+            ("second CLIP finds their names, among all concepts", "clip_2.renders"),
             ("unsteered pictures at the right place", "heldout.unsteered.place_right"),
             ("unsteered pictures in the right size", "heldout.unsteered.size_right"),
         )
@@ -355,6 +368,7 @@ TABLES: dict[str, Callable[[Flat], str]] = {
     "at_one": _at_one,
     "at_best": _at_best,
     "versus": _versus,
+    "clip": _clip,
     "input": _input,
     "curve": _curve,
     "removal": _removal,

@@ -85,6 +85,18 @@ concepts, so it does not listen to the concept. *Linear-AcT, incremental* fits a
 the concept's own prompts, a layer at a time; it needs those prompts and [[fit.samples|n]] network calls for each
 side, but no gradients.
 
+[[if:heldout.ours_text.clip]]
+## By another CLIP
+
+The judge knows concepts as classes. A second CLIP, trained from another seed, with fewer layers and on other postcards
+than the one that reads the concepts, knows them by their words: share of pictures whose nearest name, among those of all
+[[counts.concepts|n]] concepts, is the right one. It conditions nothing, and nothing was trained or chosen with it; as the
+judge, it has learned from renders of the held-out concepts too, and is right on [[clip_2.renders|%]] of fresh ones. For
+HyperTransport from words, its shares and the judge's have a rank correlation of [[clip_2.agreement|.2]] over concepts.
+
+[[table:clip]]
+
+[[end]]
 ## What becomes of the picture
 
 [[table:input]]
@@ -215,7 +227,10 @@ REPORT`, and named here by `results --from FOLDER --also GROUP/NAME=REPORT`.
 ## Not measured yet
 
 - **A decoupled image-prompt adapter** as a baseline: it needs a training of its own.
-- **CLIP of another seed** than the conditioning one as a measure of fidelity: this world has one CLIP, and scoring
-  with it would favour the method that reads it. The renderer stands in.
+[[unless:heldout.ours_text.clip]]
+- **CLIP of another seed** than the conditioning one as a measure of fidelity: scoring with the one that reads the
+  concepts would favour the method. `python -m hypertransport_core.postcard.train_clip --seed 1 --size small` trains
+  another, with the places that [training](training.md#the-postcard-world-itself) names; then measure again.
+[[end]]
 - **Real checkpoints**, and people.
 """

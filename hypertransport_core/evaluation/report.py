@@ -18,7 +18,7 @@ from .methods import EVERY
 from .runner import EvaluationSettings, Result
 
 MEASURES = ("concept", "subject", "colour")
-MORE_MEASURES = ("joint", "place", "size", "similarity", "error", "moved")
+MORE_MEASURES = ("joint", "place", "size", "similarity", "error", "moved", "clip")
 TITLES = {
     "ours_text": "HyperTransport, words",
     "ours_image": "HyperTransport, picture",

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..pipeline import Pipeline
+from ..postcard.clip import PostcardCLIP
 from ..postcard.judge import Judge
 from . import studies as study
 from .bootstrap import paired_interval, ratio_interval
 from .fits import SAMPLES, cost_of_slider_step, cost_of_step
-from .measures import STRENGTHS, mean
+from .measures import STRENGTHS, mean, rank_correlation
 from .methods import EVERY
 from .report import MEASURES, MORE_MEASURES, clean, flatten, with_interval
 from .runner import EvaluationSettings, Session, speed, total_cost
@@ -52,15 +53,16 @@ def measure(
     keep: Keep,
     *,
     second: Judge | None = None,
+    second_clip: PostcardCLIP | None = None,
     quiet: bool = False,
 ) -> None:
     """Run everything; `keep` gets all that is measured after every part, so a run that is stopped has lost one part.
-    second: another judge, for preferences.
+    second: another judge, for preferences; second_clip: another than the conditioning one, to name concepts with.
 
     A study that fails does not take the others with it: what it would have measured is missing, and ResultsError says
     so at the end.
     """
-    session = Session(pipeline, judge, settings.evaluation, second=second, quiet=quiet)
+    session = Session(pipeline, judge, settings.evaluation, second=second, second_clip=second_clip, quiet=quiet)
     methods, found, more = settings.evaluation.methods, Studies(), settings.studies
     session.progress.total = _cost(settings, session)
     parts: dict[str, Callable[[], object]] = {
@@ -122,6 +124,7 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
     flat.update(_distance(session))
     flat.update(_modality(session))
     flat.update(_preferences(session, found))
+    flat.update(_agreement(session))
     for key, source in (("removal.gone", "removal.negative.gone"), ("composition.both_present", _SUM)):
         if source in flat:
             flat[key], flat[f"interval.{key}"] = flat[source], flat[f"interval.{source}"]
@@ -291,6 +294,15 @@ def _preferences(session: Session, found: Studies) -> dict[str, Any]:
             flat[f"interval.{key}.times"] = [_odds(bound) for bound in flat[f"interval.{key}"]]
             flat[f"preference.{method}.concepts"] = len(shares)
     return flat
+
+
+def _agreement(session: Session) -> dict[str, Any]:
+    """Whether the judge and the second CLIP find the same concepts hard, for ours from words: rank correlation over
+    concepts of the shares named."""
+    scores = list(session.result.scores.get("ours_text", {}).values())
+    if session.second_clip is None or not scores:
+        return {}
+    return {"clip_2.agreement": rank_correlation(*([score[name] for score in scores] for name in ("concept", "clip")))}
 
 
 def _odds(share: float) -> float:

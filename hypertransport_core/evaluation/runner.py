@@ -14,11 +14,13 @@ from torch import Tensor
 from ..fitting.slider_lora import LowRank
 from ..pipeline import Pipeline
 from ..postcard.captions import in_concept
+from ..postcard.clip import PostcardCLIP
 from ..postcard.concepts import concepts, split
 from ..postcard.judge import Judge
 from .fits import SAMPLES, Fitter, FitSettings, cost_of_slider_step, cost_of_step
 from .measures import STRENGTHS, Judged, Scenes, concept_number, fresh_scenes, judged, scores
 from .methods import DEAR, METHODS, QUICK_FITS, Change, Methods, stratified
+from .second_clip import SecondClip
 from .truths import NO_CONCEPT, Nearness, Renders, scene_truth
 
 WORLD_SEED = 70_000
@@ -113,17 +115,21 @@ def evaluate(pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, *, 
 
 @dataclass(frozen=True)
 class Look:
-    """Pictures of the session's scenes and all that is known about them; `maps` made them."""
+    """Pictures of the session's scenes and all that is known about them; clip: the concept whose words the second CLIP
+    finds nearest to each, int64 (n,), where there is one."""
 
     pictures: Tensor
     judged: Judged
     near: Nearness
+    clip: Tensor | None = None
 
     def scores(self, plain: Look, renders: Renders, concept: int) -> dict[str, float]:
-        """All measures, see `measures.scores`."""
+        """All measures, see `measures.scores`; moved: distance to the unsteered pictures; clip: share whose nearest
+        words for the second CLIP are the concept's, NaN without one."""
         likeness = renders.similarity(self.pictures, plain.pictures)
         return scores(self.judged, plain.judged, concept, self.near, plain.near, likeness) | {
-            "moved": float((self.pictures - plain.pictures).square().mean((1, 2, 3)).sqrt().mean())
+            "moved": float((self.pictures - plain.pictures).square().mean((1, 2, 3)).sqrt().mean()),
+            "clip": float("nan") if self.clip is None else float((self.clip == concept).float().mean()),
         }
 
 
@@ -137,13 +143,15 @@ class Session:
         settings: EvaluationSettings,
         *,
         second: Judge | None = None,
+        second_clip: PostcardCLIP | None = None,
         quiet: bool = False,
     ) -> None:
         """Draws the scenes and makes their unsteered pictures; the progress bar does not know its total yet. second:
-        another judge, which is asked for preferences only."""
+        another judge, which is asked for preferences only; second_clip: another than the conditioning one."""
         if pipeline.hypernetwork is None:
             raise ValueError("The pipeline has no hypernetwork, but an evaluation needs one; load it with one.")
         self.pipeline, self.judge, self.second, self.settings = pipeline, judge, second, settings
+        self.second_clip = None if second_clip is None else SecondClip(second_clip)
         self.started = time.monotonic()
         heldout = split()["heldout"]
         names = stratified(heldout, len(heldout) if settings.concepts is None else settings.concepts)
@@ -183,7 +191,8 @@ class Session:
         """Pictures of prompts that go with the scenes, one each, judged for a concept (its index)."""
         pictures = self.generate(prompts, self.scenes.seeds, maps, strength, what)
         verdict = judged(self.judge, pictures, self.scenes.subject, self.scenes.colour)
-        return Look(pictures, verdict, self.renders.near(pictures, concept))
+        clip = None if self.second_clip is None else self.second_clip.nearest(pictures)
+        return Look(pictures, verdict, self.renders.near(pictures, concept), clip)
 
     def merits(self, look: Look, concept: int) -> dict[str, Tensor]:
         """One number per picture, higher is better, from each judge: of a network the probability of the concept, the
@@ -229,7 +238,7 @@ class Session:
         result.pictured[method, name] = self.merits(found, number)
         if method == "ours_text":
             result.looks[method, name] = found.judged
-            off = Look(self.plain.pictures, self.plain.judged, self.renders.near(self.plain.pictures, number))
+            off = Look(self.plain.pictures, self.plain.judged, self.renders.near(self.plain.pictures, number), self.plain.clip)
             looks = {0.0: off, 1.0: found}
             looks |= {s: self.look(prompts, maps, s, number, what) for s in STRENGTHS[1:-1]}
             steps = [looks[s] for s in STRENGTHS]
@@ -282,6 +291,8 @@ def _world(session: Session) -> None:
         if session.second is not None:
             rates = accuracy(session.second, settings.renders)
             result.world["judge_2.renders"] = sum(rates.values()) / len(rates)
+        if session.second_clip is not None:
+            result.world["clip_2.renders"] = session.second_clip.right_on_renders(split()["heldout"])
         clip = getattr(session.pipeline.encoder, "clip", None)
         if clip is not None:
             with torch.no_grad():

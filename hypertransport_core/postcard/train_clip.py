@@ -16,6 +16,7 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,21 +154,26 @@ def align(clip: PostcardCLIP, *, per_concept: int = 8, seed: int = ALIGN_SEED, r
     return nn.functional.cosine_similarity(states[:len(names)] @ solution, goal[:len(names)]).mean().item()
 
 
+def concept_renders(names: Sequence[str], per_concept: int = 8, seed: int = 99) -> Truth:
+    """Truths of fresh renders, so many of each of these concepts."""
+    index = torch.tensor([i for i, c in enumerate(concepts()) if c.name in names]).repeat_interleave(per_concept)
+    truth = random_truth(len(index), torch.Generator().manual_seed(seed), generic=0.)
+    truth.concept = index
+    return truth
+
+
 @torch.no_grad()
 def retrieval(clip: PostcardCLIP, names: tuple[str, ...], per_concept: int = 8, seed: int = 99) -> float:
     """Share of pictures whose nearest bare-concept text, among the concepts of the same category, is the right one."""
     clip.eval()
     everything = concepts()
     text = clip.encode_text([c.name for c in everything])
-    index = torch.tensor([i for i, c in enumerate(everything) if c.name in names]).repeat_interleave(per_concept)
-    g = torch.Generator().manual_seed(seed)
-    truth = random_truth(len(index), g, generic=0.)
-    truth.concept = index
-    pictures = torch.cat([clip.encode_images(render(truth[i:i + 128])) for i in range(0, len(index), 128)])
+    truth = concept_renders(names, per_concept, seed)
+    pictures = torch.cat([clip.encode_images(render(truth[i:i + 128])) for i in range(0, len(truth), 128)])
     scores = pictures @ text.T
     kinds = [c.category for c in everything]
-    same = torch.tensor([[kinds[j] == kinds[i] for j in range(len(kinds))] for i in index.tolist()])
-    return (scores.masked_fill(~same, -9).argmax(1) == index).float().mean().item()
+    same = torch.tensor([[kinds[j] == kinds[i] for j in range(len(kinds))] for i in truth.concept.tolist()])
+    return (scores.masked_fill(~same, -9).argmax(1) == truth.concept).float().mean().item()
 
 
 def train_stages(args: argparse.Namespace) -> None:

@@ -10,16 +10,18 @@ import torch
 from hypertransport_core.commands import main
 from hypertransport_core.evaluation import methods as methods_module, runner
 from hypertransport_core.evaluation.bootstrap import interval, paired_interval
-from hypertransport_core.evaluation.measures import concept_number, fresh_scenes, kept, mean, rises, truth_of
+from hypertransport_core.evaluation.measures import concept_number, fresh_scenes, kept, mean, rank_correlation, rises, truth_of
 from hypertransport_core.evaluation.fits import Fitter, FitSettings
 from hypertransport_core.evaluation.methods import METHODS, reference, stratified
 from hypertransport_core.evaluation.report import clean, flatten, table
 from hypertransport_core.evaluation.runner import EvaluationSettings, evaluate
+from hypertransport_core.evaluation.second_clip import SecondClip
 from hypertransport_core.files import FileError, load_file, save_file
 from hypertransport_core.fitting import LowRank
 from hypertransport_core.pipeline import JUDGE_FILE, Pipeline
 from hypertransport_core.postcard import train_judge
 from hypertransport_core.postcard.captions import scene_prompts
+from hypertransport_core.postcard.clip import PostcardCLIP
 from hypertransport_core.postcard.concepts import by_name, categories, concepts, split
 from hypertransport_core.postcard.judge import Judge
 from hypertransport_core.postcard.render import COLOURS
@@ -106,6 +108,66 @@ def test_the_rise_over_strength_is_a_mean_over_more_scenes(folder: Path) -> None
         assert len(torch.cat(shares)) == 5
         assert session.result.curves[name][place] == pytest.approx(float(torch.cat(shares).mean()), rel=1e-4)
     assert not set(session.scenes.seeds) & set(session.more_scenes.seeds)
+
+
+class _KnowsPlaces(PostcardCLIP):
+    """A CLIP for which the words of concept k are direction k, and so is a picture whose red is k / 306 everywhere."""
+
+    def encode_text(self, texts):
+        number = {concept.name: index for index, concept in enumerate(concepts())}
+        named = [max((n for n in number if n in text), key=len) for text in texts]
+        return torch.eye(len(number))[[number[name] for name in named]]
+
+    def encode_images(self, images):
+        return torch.eye(len(concepts()))[(images[:, 0].mean((1, 2)) * len(concepts())).round().long()]
+
+
+def test_a_second_clip_names_concepts_by_the_nearest_words_of_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = _KnowsPlaces(["cat"], {"text": 0, "vision": 0})
+    known = SecondClip(clip)
+    asked = torch.tensor([0, 7, len(concepts()) - 1])
+    assert known.nearest((asked / len(concepts()))[:, None, None, None].expand(3, 3, 8, 8)).equal(asked)
+    pipeline, judge = Pipeline.load(folder), Judge.load(folder / JUDGE_FILE)
+    settings = EvaluationSettings(
+        concepts=1, prompts=4, rise_prompts=4, steps=1, methods=("ours_text", "prompting"), world=0, renders=0
+    )
+    session = runner.Session(pipeline, judge, settings, second_clip=clip, quiet=True)
+    number = concept_number(session.result.heldout[0])
+    painted = torch.tensor([number, number, number, 3 if number != 3 else 4]) / len(concepts())
+    monkeypatch.setattr(session, "generate", lambda *_: painted[:, None, None, None].expand(4, 3, 64, 64))
+    result = session.compare()
+    flat = flatten(result, settings)
+    assert flat["heldout.ours_text.clip"] == flat["heldout.prompting.clip"] == 0.75
+    assert flat["interval.heldout.ours_text.clip"] == [0.75, 0.75]
+    (steps,) = result.strengths.values()
+    assert steps[0.5]["clip"] == 0.75 and steps[0.0]["clip"] < 0.75  # the unsteered ones were made before
+
+
+def test_without_a_second_clip_nothing_is_said_of_one(flat: dict) -> None:
+    assert flat["heldout.ours_text.clip"] is None and "clip_2.renders" not in flat
+
+
+def test_a_second_clip_is_asked_about_fresh_renders_of_heldout_concepts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, judge = Pipeline.load(folder), Judge.load(folder / JUDGE_FILE)
+    settings = EvaluationSettings(concepts=1, prompts=1, rise_prompts=1, steps=1, methods=("mean_map",), world=0, renders=20)
+    session = runner.Session(pipeline, judge, settings, second_clip=_KnowsPlaces(["cat"], {"text": 0, "vision": 0}), quiet=True)
+    heldout = {concept_number(name) for name in split()["heldout"]}
+    monkeypatch.setattr("hypertransport_core.postcard.train_clip.retrieval", lambda *_: 0.0)
+    monkeypatch.setattr(
+        "hypertransport_core.evaluation.second_clip.render",
+        lambda truth: (truth.concept.clamp(max=max(heldout) - 1) / len(concepts()))[:, None, None, None].expand(-1, 3, 8, 8),
+    )
+    runner._world(session)
+    assert session.result.world["clip_2.renders"] == pytest.approx(1 - 1 / len(heldout))
+
+
+def test_rank_correlation() -> None:
+    assert rank_correlation([1, 2, 3, 4], [10, 20, 25, 90]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, -9]) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9486833)  # ties share the rank 2.5
+    assert math.isnan(rank_correlation([1, 1], [1, 2])) and math.isnan(rank_correlation([1], [2]))
 
 
 def test_fits_are_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from hypertransport_core.evaluation.page_text import TEMPLATE
 from hypertransport_core.evaluation.report import JUDGES
 from hypertransport_core.evaluation.studies import Studies, pairs_of, typo
 from hypertransport_core.evaluation.truths import Renders, scene_truth
+from hypertransport_core.pipeline import CLIP_FILE
+from hypertransport_core.postcard.captions import vocabulary
+from hypertransport_core.postcard.clip import PostcardCLIP
 from hypertransport_core.postcard.concepts import by_name, split
 from hypertransport_core.postcard.judge import Judge
 from hypertransport_core.postcard.render import concept_index, render
@@ -52,6 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     pytest.importorskip("matplotlib")
     weights, output = write_world(tmp_path_factory.mktemp("weights")), tmp_path_factory.mktemp("docs")
     Judge((8, 8, 8), "patches").eval().save(weights / results.SECOND_JUDGE_FILE)
+    PostcardCLIP(vocabulary(), {"text": 1, "vision": 1}).save(weights / results.SECOND_CLIP_FILE)
     assert main(["results", "--weights", str(weights), "--output", str(output), "--measured", str(weights / "kept"), *TINY]) == 0
     return weights, output
 
@@ -70,6 +75,8 @@ def test_all_promised_keys_are_there(run: tuple[Path, Path]) -> None:
     wanted = ["composition.both_present", "removal.gone", "distance.farthest_quarter_drop", "heldout.ours_text.monotone"]
     wanted += [f"preference.{method}.{judge}" for method in ("prompting", "linear_act") for judge in JUDGES]
     wanted += [f"best.{method}.joint" for method in ("ours_text", "ours_image", "prompting", "linear_act", "mean_act")]
+    wanted += [f"{at}.{method}.clip" for at in ("heldout", "best") for method in ("ours_image", "prompting", "mean_act")]
+    wanted += ["versus.prompting.clip", "curve.ours_text.clip.1.5"]
     wanted += ["robust.typo.concept", "diversity.prompting.share", "curve.ours_text.way.0.5", "modality.image_share"]
     for key in wanted:
         assert key in flat and f"interval.{key}" in flat, key
@@ -92,10 +99,34 @@ def test_the_page_is_complete_and_names_only_known_keys(run: tuple[Path, Path]) 
     assert {"strength.png", "categories.png", "distance.png"} <= files  # others: an untrained judge finds nothing right
     assert {"gallery-1.jpg", "best.jpg", "worst.jpg", "strength.jpg", "composition.jpg", "removal.jpg"} <= files
     assert all(f"results/{name}" in text for name in files)
-    of_other_methods = ("lineas", "ours_images_4", "modality.images_4", "speed.", "fit.")
+    of_other_methods = ("lineas", "ours_images_4", "modality.images_4", "speed.", "fit.", "clip_2.renders")
     unknown = [key for key in page_module.keys_of() if key not in flat and not any(w in key for w in of_other_methods)]
     assert not unknown
     assert set(re.findall(r"\[\[table:(\w+)\]\]", TEMPLATE)) == set(TABLES)
+
+
+def test_without_a_second_clip_the_page_says_how_to_train_one(run: tuple[Path, Path]) -> None:
+    flat = numbers(run[1])
+    shares = {"heldout.ours_text.clip": 0.42, "best.ours_text.clip": 0.43, "clip_2.renders": 0.44, "clip_2.agreement": 0.45}
+    text = page_module.page(flat | shares, [])
+    row = next(line for line in text.partition("## By another CLIP")[2].splitlines() if "HyperTransport, words |" in line)
+    assert "42 % (" in row and "43 % (" in row and "right on 44 % of fresh ones" in text and "correlation of 0.45" in text
+    assert "second CLIP finds their names, among all concepts | 44 %" in text and "train_clip --seed" not in text
+    before = {key: value for key, value in flat.items() if "clip" not in key}  # of a run with one CLIP only
+    for old in (before, before | {"heldout.ours_text.clip": None}):
+        text = page_module.page(old, [])
+        assert "train_clip --seed 1 --size small" in text and "second CLIP" not in text and "[[" not in text
+        assert "## What becomes of the picture" in text
+
+
+def test_the_clip_that_reads_the_concepts_does_not_measure(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = shutil.copytree(run[0], tmp_path / "weights")
+    shutil.copy(weights / CLIP_FILE, weights / results.SECOND_CLIP_FILE)
+    assert main(["results", "--weights", str(weights), "--output", str(tmp_path / "docs"), *TINIEST]) == 2
+    said = capsys.readouterr().err
+    assert "is the CLIP that reads the concepts" in said and said.count("\n") == 1 and not (tmp_path / "docs").exists()
 
 
 def test_all_charts_are_drawn_900_pixels_wide(run: tuple[Path, Path], tmp_path: Path) -> None:

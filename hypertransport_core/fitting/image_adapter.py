@@ -22,7 +22,6 @@ from ..files import AGAIN, FileError, load_file, save_file, sites_from_header, s
 from ..network_state import built
 from ..sites import Site, find_sites, site_module
 from ..steering import shadowed
-from .moments import FitError
 
 KIND = "image_adapter"
 TOKENS = 4  # as its authors
@@ -55,13 +54,9 @@ class ImageAdapter(nn.Module):
 
     @classmethod
     def beside(cls, network: nn.Module, embedding_dim: int, tokens: int = TOKENS) -> ImageAdapter:
-        """A fresh adapter for a UNet; its keys start as the text's, as its authors start them. Raises FitError for a
-        network of another layout, SiteError."""
-        found = find_sites(network, "attention_mlp")
-        sites = [site for site in found if site.kind == "cross_attention" and site.path.endswith(_END)]
-        if not sites:
-            raise FitError(f"The network {type(network).__name__} has no attention to the text of a UNet's layout, "
-                           "expected at least one: fit another kind of change.")
+        """A fresh adapter for a UNet; its keys start as the text's, as its authors start them. Raises SiteError for a
+        network without attention to a text, or of another layout."""
+        sites = find_sites(network, "attention_mlp", pattern=r"\.attn2\.to_out$")
         layers = [site_module(network, site.path.removesuffix(_END)) for site in sites]
         context = int(layers[0].to_k.in_features)
         adapter = cls(sites, [int(layer.heads) for layer in layers], embedding_dim, context, tokens)

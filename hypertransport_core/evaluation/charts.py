@@ -18,6 +18,7 @@ from .studies import BEYOND, GRID
 DPI, WIDTH = 100, 9.0  # 900 pixels
 INK, FAINT, GRID_COLOUR, PAPER = "#26262c", "#6f6d69", "#e7e4dc", "#faf8f3"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#26262c", "#8a8781")
+WIDE = 8  # times the least number, beyond which a curve's axis is logarithmic
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 Flat = Mapping[str, Any]
 
@@ -300,7 +301,11 @@ def _grown(flat: Flat, group: str) -> Any:
             label=words,
         )
     axes.set_ylim(-3, 103)
-    axes.set_xticks([int(name) for name in names])
+    numbers = [int(name) for name in names]
+    if min(numbers) > 0 and max(numbers) > WIDE * min(numbers):
+        axes.set_xscale("log")
+    axes.set_xticks(numbers, names, minor=False)
+    axes.set_xticks([], minor=True)
     _labels(axes, group, "% of pictures of held-out concepts")
     figure.legend(loc="outside right upper", frameon=False, fontsize=10)
     return figure

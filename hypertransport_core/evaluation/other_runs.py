@@ -25,7 +25,7 @@ MEASURES = {
 
 
 def added(runs: Sequence[str]) -> dict[str, Any]:
-    """Keys `also.GROUP.NAME.MEASURE` with their intervals, and `also.GROUP.NAME.sites` and `.concepts`, from words
+    """Keys `also.GROUP.NAME.MEASURE` with their intervals, and `also.GROUP.NAME.sites`, `.steps` and `.concepts`, from words
     GROUP/NAME=FILE. Raises FileError."""
     flat: dict[str, Any] = {}
     for words in runs:
@@ -46,6 +46,7 @@ def added(runs: Sequence[str]) -> dict[str, Any]:
                             "evaluate it again with that method")
         flat[f"{prefix}.concepts"] = report["counts.heldout"]
         flat[f"{prefix}.sites"] = report.get("hypernetwork.sites")
+        flat[f"{prefix}.steps"] = (report.get("hypernetwork.training") or {}).get("step")
     return flat
 
 

@@ -320,11 +320,11 @@ def _also(flat: Flat) -> str:
         rows = []
         for name in names:
             prefix = f"also.{group}.{name}"
-            counts = [formatted(flat, f"{prefix}.{what}", "n") for what in ("sites", "concepts")]
+            counts = [formatted(flat, f"{prefix}.{what}", "n") for what in ("steps", "sites", "concepts")]
             rows.append([name, *counts, *(formatted(flat, f"{prefix}.{m}", "%~") for m in other_runs.MEASURES)])
         if group == "seeds" and len(names) > 1:
-            rows.append(["**mean (smallest to largest)**", "", "", *(_spread(flat, group, m) for m in other_runs.MEASURES)])
-        parts.append(f"**{group}**\n\n" + table([group, "sites", "held-out concepts", *other_runs.MEASURES.values()], rows))
+            rows.append(["**mean (smallest to largest)**", "", "", "", *(_spread(flat, group, m) for m in other_runs.MEASURES)])
+        parts.append(f"**{group}**\n\n" + table([group, "steps", "sites", "held-out concepts", *other_runs.MEASURES.values()], rows))
     return "\n\n".join(parts) or NOT_MEASURED[:1].upper() + NOT_MEASURED[1:] + "."
 
 

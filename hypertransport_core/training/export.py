@@ -124,6 +124,8 @@ def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, A
     kept = (
         "preset",
         "seed",
+        "training_concepts",
+        "standardise",
         "site_set",
         "pattern",
         "pooling",

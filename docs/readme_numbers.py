@@ -18,6 +18,7 @@ BEGIN, END = "<!-- numbers: written by docs/readme_numbers.py -->\n", "<!-- end 
 METHODS = (  # title, what a new concept costs, key
     ("HyperTransport, from words", "one pass", "ours_text"),
     ("HyperTransport, from one picture", "one pass", "ours_image"),
+    ("image-prompt adapter, from one picture", "one pass", "image_adapter"),
     ("prompting", "the model to know the words", "prompting"),
     ("LinEAS, 1000 steps", "fitting", "lineas_1000"),
     ("LinEAS, 50 steps", "fitting", "lineas_50"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline, weights_file
 from . import CommandError
-from .options import add_weights_options
+from .options import add_weights_options, image_adapter, methods_with
 
 if TYPE_CHECKING:
     from ..evaluation.runner import EvaluationSettings
@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="A,B",
         help="methods to compare: ours_text, ours_image, prompting, lineas_1000, lineas_50, nearest, mean_act (the "
-        "default), and ours_images_4, linear_act, linear_act_once, iti_c, ridge, mean_map, slider_lora",
+        "default), and ours_images_4, linear_act, linear_act_once, iti_c, ridge, mean_map, slider_lora, "
+        "image_adapter",
     )
     parser.add_argument(
         "--concepts",
@@ -98,7 +99,9 @@ def run(options: argparse.Namespace) -> int:
     folder = WEIGHTS if options.weights is None else options.weights
     judge = Judge.load(weights_file(folder, JUDGE_FILE))
     pipeline = Pipeline.load(folder, hypernetwork=options.hypernetwork)
-    result = evaluate(pipeline, judge, settings, quiet=options.quiet)
+    adapter = image_adapter(folder, pipeline)
+    settings = replace(settings, methods=methods_with(settings.methods, adapter, named=True))
+    result = evaluate(pipeline, judge, settings, adapter=adapter, quiet=options.quiet)
     flat = flatten(result, settings)
     flat.update(described(options, settings, pipeline))
     write_json(options.json, flat)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline, weights_file
 from . import CommandError
-from .options import add_weights_options
+from .options import add_weights_options, image_adapter, methods_with
 
 if TYPE_CHECKING:
     from ..evaluation.results import ResultsSettings
@@ -119,7 +119,9 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
     weights = WEIGHTS if options.weights is None else options.weights
     judge = Judge.load(weights_file(weights, JUDGE_FILE))
     pipeline = Pipeline.load(weights, hypernetwork=options.hypernetwork)
-    second = weights / SECOND_JUDGE_FILE
+    second, adapter = weights / SECOND_JUDGE_FILE, image_adapter(weights, pipeline)
+    methods = methods_with(settings.evaluation.methods, adapter, named=options.methods is not None)
+    settings = replace(settings, evaluation=replace(settings.evaluation, methods=methods))
     about = described(options, settings.evaluation, pipeline) | {"command": command_of(options)}
     measure(
         pipeline,
@@ -128,6 +130,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
         lambda flat, pictures: stored.save(folder, flat | about, pictures),
         second=Judge.load(second) if second.is_file() else None,
         second_clip=_second_clip(weights / SECOND_CLIP_FILE, pipeline),
+        adapter=adapter,
         quiet=options.quiet,
     )
 

@@ -27,12 +27,13 @@ COLUMNS = (
     ("ours_text 0.5", "ours, from words, strength 0.5"),
     ("ours_text", "ours, from words, strength 1"),
     ("ours_image", "ours, from one picture, strength 1"),
+    ("image_adapter", "image-prompt adapter"),
     ("prompting", TITLES["prompting"]),
     ("linear_act", "Linear-AcT"),
     ("lineas_50", "LinEAS, 50 steps"),
     ("lineas_1000", "LinEAS, 1000 steps"),
 )
-FITTED = ("linear_act", "lineas_50", "lineas_1000")
+AT_CHOSEN = ("image_adapter", "linear_act", "lineas_50", "lineas_1000")
 
 
 def draw_all(stored: Stored, folder: Path) -> list[str]:
@@ -98,13 +99,13 @@ def _sheet(flat: Flat, pictures: Shown, names: Sequence[str], title: str) -> Ten
     headings = []
     for key, words in columns:
         strength = flat.get(f"best.{key}.strength")
-        headings.append(f"{words}, strength {strength:g}" if key in FITTED and strength is not None else words)
+        headings.append(f"{words}, strength {strength:g}" if key in AT_CHOSEN and strength is not None else words)
     return contact_sheet(rows, headings, title=title, footer=footer, upscale=2)
 
 
 def _of(pictures: Shown, method: str, name: str) -> Tensor | None:
-    """The picture of a method; per-concept fits are shown at their chosen strength."""
-    for key in ((best_of(method), name),) * (method in FITTED) + ((method, name),):
+    """The picture of a method; those that are not ours are shown at their chosen strength."""
+    for key in ((best_of(method), name),) * (method in AT_CHOSEN) + ((method, name),):
         if key in pictures:
             return _floats(pictures[key])[0]
     return None

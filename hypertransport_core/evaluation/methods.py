@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..encoders.base import ConceptEmbedding
+from ..fitting.image_adapter import ImageAdapterFile, ImagePrompt
 from ..fitting.slider_lora import LowRank
 from ..pipeline import Pipeline, StepMaps, steerings
 from ..postcard.captions import in_concept
@@ -21,22 +22,23 @@ from ..transport import TransportMaps
 from .fits import RATES, SAMPLES, Fitter, FitSettings
 
 METHODS = ("ours_text", "ours_image", "prompting", "lineas_1000", "lineas_50", "nearest", "mean_act")
-MORE = ("ours_images_4", "linear_act", "linear_act_once", "iti_c", "ridge", "mean_map", "slider_lora")
+MORE = ("ours_images_4", "linear_act", "linear_act_once", "iti_c", "ridge", "mean_map", "slider_lora", "image_adapter")
 EVERY = METHODS + MORE
 DEAR = ("lineas_1000", "nearest", "slider_lora")  # a minute or more per concept: run on a subset
 QUICK_FITS = ("mean_act", "linear_act", "linear_act_once", "iti_c")  # statistics only, no optimisation
 SEVERAL = 4  # reference pictures of ours_images_4
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge regression, in mean eigenvalues
 
-Change = StepMaps | LowRank
-"""What a method does to the network: maps, or a low-rank slider."""
+NO_MAPS = (LowRank, ImagePrompt)
+Change = StepMaps | LowRank | ImagePrompt
+"""What a method does to the network: maps, or without maps a low-rank slider or a picture shown to an adapter."""
 
 
 class Methods:
     """Maps and prompts of every method for a concept."""
 
-    def __init__(self, pipeline: Pipeline, fitter: Fitter) -> None:
-        self.pipeline, self.fitter = pipeline, fitter
+    def __init__(self, pipeline: Pipeline, fitter: Fitter, adapter: ImageAdapterFile | None = None) -> None:
+        self.pipeline, self.fitter, self.adapter = pipeline, fitter, adapter
         self.train, self.validation = split()["train"], split()["validation"]
         self._train_vectors = torch.stack([pipeline.embed_text(name).vector for name in self.train])
         self.ridge_penalty: float | None = None
@@ -64,6 +66,8 @@ class Methods:
             return self.fitter.lineas(self.nearest(concept)[0], longest)
         if method == "slider_lora":
             return self.fitter.slider(concept)
+        if method == "image_adapter":
+            return self._prompted(concept)
         if method in QUICK_FITS:
             return self.fitter.quick(method, concept)
         if method == "ridge":
@@ -75,9 +79,14 @@ class Methods:
     def steering(self, method: str, concept: str) -> StepMaps:
         """`maps` of a method that has some. Raises ValueError for one without."""
         maps = self.maps(method, concept)
-        if maps is None or isinstance(maps, LowRank):
+        if maps is None or isinstance(maps, NO_MAPS):
             raise ValueError(f"The method '{method}' has no maps; choose one that steers.")
         return maps
+
+    def _prompted(self, concept: str) -> ImagePrompt:
+        if self.adapter is None:
+            raise ValueError("The method 'image_adapter' needs an adapter, but there is none; train one or leave it out.")
+        return self.adapter.prompt(self.pipeline.embed_image(reference(concept), concept))
 
     def shown(self, concept: str, pictures: int) -> ConceptEmbedding:
         """The embedding of a concept that so many reference pictures show, each with another subject."""

@@ -31,6 +31,7 @@ NEEDS = {
     "ours_text": "one pass",
     "ours_image": "one pass",
     "ours_images_4": "one pass",
+    "image_adapter": "one pass",
     "prompting": "the model to know the words",
     "lineas_1000": "optimisation",
     "lineas_50": "optimisation",
@@ -105,19 +106,19 @@ def _at_best(flat: Flat) -> str:
     return table(head, rows)
 
 
-def _versus(flat: Flat) -> str:
+def _versus(flat: Flat, prefix: str = "versus", own: str = "words") -> str:
     measures = ("concept", "subject", "colour", "joint", "place", "error")
     rows = []
     for m in COMPARED:
-        if f"versus.{m}.concepts" not in flat:
+        if f"{prefix}.{m}.concepts" not in flat:
             continue
         cells = []
         for measure in measures:
-            key = f"versus.{m}.{measure}"
+            key = f"{prefix}.{m}.{measure}"
             verdict = flat.get(f"{key}.verdict")
             cells.append(f"{_strong(verdict)} {_signed(flat, key)}" if verdict else NOT_MEASURED)
-        rows.append([TITLES[m], formatted(flat, f"versus.{m}.concepts", "n"), *cells])
-    head = ["HyperTransport, words, against", "concepts", "concept", "subject", "colour", "all three", "place", "error"]
+        rows.append([TITLES[m], formatted(flat, f"{prefix}.{m}.concepts", "n"), *cells])
+    head = [f"HyperTransport, {own}, against", "concepts", "concept", "subject", "colour", "all three", "place", "error"]
     return table(head, rows)
 
 
@@ -368,6 +369,7 @@ TABLES: dict[str, Callable[[Flat], str]] = {
     "at_one": _at_one,
     "at_best": _at_best,
     "versus": _versus,
+    "versus_image": lambda flat: _versus(flat, "versus_image", "picture"),
     "clip": _clip,
     "input": _input,
     "curve": _curve,

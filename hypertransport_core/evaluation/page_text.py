@@ -141,6 +141,14 @@ at its farthest, on average (zero would be a slider that is linear in pictures).
 One reference picture gives [[modality.image_share|.2~]] of the concept fidelity of words, four give
 [[modality.images_4_share|.2~]]. The references are renders with a subject, colour and place of their own.
 
+[[if:versus_image.image_adapter.concept]]
+An *image-prompt adapter* ([Ye et al.](https://arxiv.org/abs/2308.06721)) is shown the same single picture: a second
+attention beside the text's in every layer, trained on the data that the hypernetwork was trained on. HyperTransport from
+the picture minus the adapter, as in the table of differences above:
+
+[[table:versus_image]]
+
+[[end]]
 ## Taken away
 
 The prompt names the concept; maps predicted from its words are to take it out again. *Gone*: of the pictures that
@@ -226,7 +234,10 @@ REPORT`, and named here by `results --from FOLDER --also GROUP/NAME=REPORT`.
 
 ## Not measured yet
 
-- **A decoupled image-prompt adapter** as a baseline: it needs a training of its own.
+[[unless:heldout.image_adapter.concept]]
+- **A decoupled image-prompt adapter** as a baseline: it takes part where the weights folder has one, which `python -m
+  hypertransport_core.postcard.train_adapter` trains, see [training](training.md#the-postcard-world-itself).
+[[end]]
 [[unless:heldout.ours_text.clip]]
 - **CLIP of another seed** than the conditioning one as a measure of fidelity: scoring with the one that reads the
   concepts would favour the method. `python -m hypertransport_core.postcard.train_clip --seed 1 --size small` trains

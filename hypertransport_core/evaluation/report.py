@@ -23,6 +23,7 @@ TITLES = {
     "ours_text": "HyperTransport, words",
     "ours_image": "HyperTransport, picture",
     "ours_images_4": "HyperTransport, four pictures",
+    "image_adapter": "image-prompt adapter, picture",
     "prompting": "prompting",
     "lineas_1000": "LinEAS, 1000 steps",
     "lineas_50": "LinEAS, 50 steps",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..fitting.image_adapter import ImageAdapterFile
 from ..pipeline import Pipeline
 from ..postcard.clip import PostcardCLIP
 from ..postcard.judge import Judge
@@ -21,9 +22,10 @@ from .stored import Shown, as_bytes
 from .studies import BEYOND, GRID, Studies, StudySettings
 
 ALL_MEASURES = (*MEASURES, *MORE_MEASURES)
-VARIED = ("ours_text", "ours_image", "prompting", "lineas_50", "linear_act")
+VARIED = ("ours_text", "ours_image", "image_adapter", "prompting", "lineas_50", "linear_act")
 COMPARED = (
-    "prompting", "lineas_1000", "lineas_50", "slider_lora", "linear_act", "iti_c", "mean_act", "ridge", "nearest", "mean_map"
+    "prompting", "image_adapter", "lineas_1000", "lineas_50", "slider_lora", "linear_act", "iti_c", "mean_act", "ridge",
+    "nearest", "mean_map",
 )
 LOWER_IS_BETTER = ("error",)
 
@@ -54,15 +56,19 @@ def measure(
     *,
     second: Judge | None = None,
     second_clip: PostcardCLIP | None = None,
+    adapter: ImageAdapterFile | None = None,
     quiet: bool = False,
 ) -> None:
     """Run everything; `keep` gets all that is measured after every part, so a run that is stopped has lost one part.
-    second: another judge, for preferences; second_clip: another than the conditioning one, to name concepts with.
+    second: another judge, for preferences; second_clip: another than the conditioning one, to name concepts with; adapter:
+    of the method image_adapter.
 
     A study that fails does not take the others with it: what it would have measured is missing, and ResultsError says
     so at the end.
     """
-    session = Session(pipeline, judge, settings.evaluation, second=second, second_clip=second_clip, quiet=quiet)
+    session = Session(
+        pipeline, judge, settings.evaluation, second=second, second_clip=second_clip, adapter=adapter, quiet=quiet
+    )
     methods, found, more = settings.evaluation.methods, Studies(), settings.studies
     session.progress.total = _cost(settings, session)
     parts: dict[str, Callable[[], object]] = {
@@ -116,6 +122,7 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
     flat = flatten(session.result, settings.evaluation)
     flat.update(_best(found))
     flat.update(_versus(found))
+    flat.update(_versus(found, "ours_image", ("image_adapter",), "versus_image"))
     flat.update(_curve(session, found))
     flat.update(_parts("removal", found.removal))
     flat.update(_parts("composition", found.composition))
@@ -164,20 +171,23 @@ def _best(found: Studies) -> dict[str, Any]:
     return flat
 
 
-def _versus(found: Studies) -> dict[str, Any]:
-    """Ours from words minus a method on the same concepts, both at the strengths chosen; verdict: wins, ties, loses,
-    by whether the interval excludes 0."""
+def _versus(
+    found: Studies, own: str = "ours_text", methods: Sequence[str] = EVERY, prefix: str = "versus"
+) -> dict[str, Any]:
+    """Ours (`own`: from words) minus a method on the same concepts, both at the strengths chosen; verdict: wins, ties,
+    loses, by whether the interval excludes 0."""
     flat: dict[str, Any] = {}
-    ours = found.best.get("ours_text", {})
-    for method, theirs in found.best.items():
+    ours = found.best.get(own, {})
+    for method in methods:
+        theirs = found.best.get(method, {})
         names = [name for name in theirs if name in ours]
-        if method == "ours_text" or not names:
+        if method == own or not names:
             continue
-        flat[f"versus.{method}.concepts"] = len(names)
+        flat[f"{prefix}.{method}.concepts"] = len(names)
         for measure_name in ALL_MEASURES:
             pairs = [(ours[name][measure_name], theirs[name][measure_name]) for name in names]
             pairs = [(a, b) for a, b in pairs if a == a and b == b]
-            key = f"versus.{method}.{measure_name}"
+            key = f"{prefix}.{method}.{measure_name}"
             flat[key] = mean([a - b for a, b in pairs])
             low, high = paired_interval([a for a, _ in pairs], [b for _, b in pairs])
             flat[f"interval.{key}"] = [low, high]

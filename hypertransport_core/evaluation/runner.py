@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..fitting.slider_lora import LowRank
+from ..fitting.image_adapter import ImageAdapterFile
 from ..pipeline import Pipeline
 from ..postcard.captions import in_concept
 from ..postcard.clip import PostcardCLIP
@@ -19,7 +19,7 @@ from ..postcard.concepts import concepts, split
 from ..postcard.judge import Judge
 from .fits import SAMPLES, Fitter, FitSettings, cost_of_slider_step, cost_of_step
 from .measures import STRENGTHS, Judged, Scenes, concept_number, fresh_scenes, judged, scores
-from .methods import DEAR, METHODS, QUICK_FITS, Change, Methods, stratified
+from .methods import DEAR, METHODS, NO_MAPS, QUICK_FITS, Change, Methods, stratified
 from .second_clip import SecondClip
 from .truths import NO_CONCEPT, Nearness, Renders, scene_truth
 
@@ -102,10 +102,17 @@ def _tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def evaluate(pipeline: Pipeline, judge: Judge, settings: EvaluationSettings, *, quiet: bool = False) -> Result:
+def evaluate(
+    pipeline: Pipeline,
+    judge: Judge,
+    settings: EvaluationSettings,
+    *,
+    adapter: ImageAdapterFile | None = None,
+    quiet: bool = False,
+) -> Result:
     """Measure all methods on held-out concepts, the cheap ones first. What outlasts a stopped run is the cache of
-    fits."""
-    session = Session(pipeline, judge, settings, quiet=quiet)
+    fits. adapter: of the method image_adapter."""
+    session = Session(pipeline, judge, settings, adapter=adapter, quiet=quiet)
     session.progress.total = total_cost(settings, len(session.result.heldout), len(session.result.fitted))
     result = session.compare()
     result.speed = speed(session.methods, result.heldout, session.fitter)
@@ -144,10 +151,12 @@ class Session:
         *,
         second: Judge | None = None,
         second_clip: PostcardCLIP | None = None,
+        adapter: ImageAdapterFile | None = None,
         quiet: bool = False,
     ) -> None:
         """Draws the scenes and makes their unsteered pictures; the progress bar does not know its total yet. second:
-        another judge, which is asked for preferences only; second_clip: another than the conditioning one."""
+        another judge, which is asked for preferences only; second_clip: another than the conditioning one;
+        adapter: of the method image_adapter."""
         if pipeline.hypernetwork is None:
             raise ValueError("The pipeline has no hypernetwork, but an evaluation needs one; load it with one.")
         self.pipeline, self.judge, self.second, self.settings = pipeline, judge, second, settings
@@ -158,7 +167,7 @@ class Session:
         self.result = Result(names, stratified(names, settings.fit_concepts))
         self.progress = Progress(1.0, quiet)
         self.fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings.fit, self.progress)
-        self.methods = Methods(pipeline, self.fitter)
+        self.methods = Methods(pipeline, self.fitter, adapter)
         self.set_scenes(fresh_scenes(settings.prompts, settings.seed))
 
     def set_scenes(self, scenes: Scenes) -> None:
@@ -176,7 +185,7 @@ class Session:
     ) -> Tensor:
         """Pictures, counted."""
         steps = self.settings.steps
-        if isinstance(maps, LowRank):
+        if isinstance(maps, NO_MAPS):
             with maps.installed(self.pipeline.backbone.network, strength):
                 pictures = self.pipeline.generate(prompts, seeds, steps=steps)
         else:

@@ -18,6 +18,7 @@ from hypertransport_core.evaluation.runner import EvaluationSettings, evaluate
 from hypertransport_core.evaluation.second_clip import SecondClip
 from hypertransport_core.files import FileError, load_file, save_file
 from hypertransport_core.fitting import LowRank
+from hypertransport_core.fitting.image_adapter import ImageAdapter, ImageAdapterFile, ImagePrompt
 from hypertransport_core.pipeline import JUDGE_FILE, Pipeline
 from hypertransport_core.postcard import train_judge
 from hypertransport_core.postcard.captions import scene_prompts
@@ -192,10 +193,13 @@ def test_more_methods_have_maps_for_the_same_sites(folder: Path) -> None:
     pipeline = Pipeline.load(folder)
     settings = FitSettings(batch=4, slider_iterations=1)
     fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings)
-    methods = methods_module.Methods(pipeline, fitter)
+    adapter = ImageAdapter.beside(pipeline.backbone.network, pipeline.encoder.width)
+    methods = methods_module.Methods(pipeline, fitter, ImageAdapterFile(adapter, {}, {}, Path()))
     methods.train, methods.validation = methods.train[:5], methods.validation[:2]
     found = {method: methods.maps(method, "neon") for method in methods_module.MORE}
     assert isinstance(found.pop("slider_lora"), LowRank)
+    shown = found.pop("image_adapter")
+    assert isinstance(shown, ImagePrompt) and torch.equal(shown.embeddings[0], pipeline.embed_image(reference("neon")).vector)
     assert all(maps.sites == pipeline.hypernetwork.sites and maps.rows == 1 for maps in found.values())
     assert all(bool(maps.scale.isfinite().all() and maps.shift.isfinite().all()) for maps in found.values())
     assert found["mean_map"].allclose(methods.maps("mean_map", "sepia"))
@@ -205,7 +209,9 @@ def test_more_methods_have_maps_for_the_same_sites(folder: Path) -> None:
     assert torch.allclose(rows.shift[0], fitter.quick("mean_act", "neon").shift[0], atol=1e-5)
     with pytest.raises(ValueError, match="magic"):
         methods.maps("magic", "neon")
-    for method in ("prompting", "slider_lora"):
+    with pytest.raises(ValueError, match="needs an adapter"):
+        methods_module.Methods(pipeline, fitter).maps("image_adapter", "neon")
+    for method in ("prompting", "slider_lora", "image_adapter"):
         with pytest.raises(ValueError, match=method):
             methods.steering(method, "neon")
 

@@ -49,20 +49,20 @@ class ImageAdapter(nn.Module):
         self.keys, self.values = (
             nn.ModuleList(nn.Linear(context_dim, site.channels, bias=False) for site in self.sites) for _ in range(2)
         )
-        for layer in self.values:
-            nn.init.zeros_(layer.weight)
+        for parameter in self.values.parameters():
+            nn.init.zeros_(parameter)
 
     @classmethod
     def beside(cls, network: nn.Module, embedding_dim: int, tokens: int = TOKENS) -> ImageAdapter:
         """A fresh adapter for a UNet; its keys start as the text's, as its authors start them. Raises SiteError for a
         network without attention to a text, or of another layout."""
         sites = find_sites(network, "attention_mlp", pattern=r"\.attn2\.to_out$")
-        layers = [site_module(network, site.path.removesuffix(_END)) for site in sites]
+        layers: list[Any] = [site_module(network, site.path.removesuffix(_END)) for site in sites]
         context = int(layers[0].to_k.in_features)
         adapter = cls(sites, [int(layer.heads) for layer in layers], embedding_dim, context, tokens)
         with torch.no_grad():
             for key, layer in zip(adapter.keys, layers):
-                key.weight.copy_(layer.to_k.weight)
+                key.load_state_dict(layer.to_k.state_dict())
         return adapter
 
     def tokens(self, embeddings: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from .. import __version__
 from ..checkpoints import load_checkpoint, save_checkpoint
+from ..files import network_fingerprint
 from ..fitting.image_adapter import TOKENS, ImageAdapter
 from ..network_state import load_into
 from ..training.batches import Objective, draw
@@ -93,8 +94,8 @@ class Training:
     def save(self, path: Path, training: dict[str, object]) -> None:
         """The weights file, of the running mean. Raises FileError."""
         means = {name: mean for name, mean in self.bank.means.items() if name.startswith("image")}
-        backbone = self.world.backbone
-        self.average.save(path, family=backbone.family, fingerprint=backbone.fingerprint(self.average.sites),
+        self.average.save(path, family=self.world.backbone.family,
+                          fingerprint=network_fingerprint(self.network, self.average.sites),
                           encoder_id=self.world.encoder.encoder_id, means=means, training=training)
 
 

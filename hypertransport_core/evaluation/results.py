@@ -148,12 +148,19 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
             "scene": session.scenes.prompts[0],
             "strength_grid": list(GRID),
             "ridge.penalty": session.methods.ridge_penalty,
+            **_steps(session),
         }
     )
     return clean(flat)
 
 
 _SUM = "composition.sum.both_present"
+
+
+def _steps(session: Session) -> dict[str, Any]:
+    """How long the hypernetwork and the adapter were trained, as their files say."""
+    adapter, steps = session.methods.adapter, {"hypernetwork.steps": session.pipeline.header.get("training", {}).get("step")}
+    return steps if adapter is None else {**steps, "image_adapter.steps": adapter.header["training"].get("steps")}
 
 
 def _best(found: Studies) -> dict[str, Any]:

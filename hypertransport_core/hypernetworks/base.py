@@ -46,7 +46,8 @@ class Hypernetwork(nn.Module):
 
     sites: the sites in order; embedding_dim: E; steps: how many sets of maps, one per sampling step; 1 serves all
     steps; scale: which of `SCALES` makes a scale of ρ; only with bounded ones has every map an inverse. Subclasses
-    implement `raw(embedding, step) -> (B, 2 ΣC)`, all scales before all shifts, zero at the start, and set `kind`. Their constructor arguments become the config; only plain numbers and texts, please.
+    implement `raw(embedding, step) -> (B, 2 ΣC)`, all scales before all shifts, zero at the start, and set `kind`.
+    Their constructor arguments become the config; only plain numbers and texts, please.
     """
 
     kind: ClassVar[str]

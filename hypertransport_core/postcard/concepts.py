@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -191,7 +190,6 @@ def _scene_concepts() -> list[Concept]:
     return out
 
 
-_SINGLE = frozenset(concept.name for concept in _PLAIN)
 GENERIC = Concept("", "generic", "ramp", (PAPER, (.96, .91, .80), (.86, .78, .64)), opacity=1.)
 
 
@@ -283,13 +281,10 @@ def _settings() -> Iterator[Variation]:
 
 
 def _tinted(grounds: Sequence[str]) -> Iterator[Variation]:
-    """Training settings and single ideas, each in three colours; settings of a place of which few are trained on in more, so
-    that every place comes up as often."""
-    known = Counter(by_name()[ground].structure for ground in grounds if ground not in _SINGLE)
+    """Training settings and single ideas, each in three colours."""
     for ground in grounds:
-        colours = 3 if ground in _SINGLE else round(3 * max(known.values()) / known[by_name()[ground].structure])
-        for words in _hashed([f"{colour} {ground}" for colour in PALETTE])[:colours]:
-            yield Variation(words, by_name()[ground].category)
+        for colour in _hashed([f"{colour} {ground}" for colour in PALETTE])[:3]:
+            yield Variation(colour, by_name()[ground].category)
 
 
 def _mixed(train: tuple[str, ...], count: int) -> Iterator[Variation]:

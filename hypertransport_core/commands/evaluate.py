@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     folder = WEIGHTS if options.weights is None else options.weights
     judge = Judge.load(weights_file(folder, JUDGE_FILE))
     pipeline = Pipeline.load(folder, hypernetwork=options.hypernetwork)
-    adapter = image_adapter(folder, pipeline)
+    adapter = image_adapter(folder, pipeline, settings.methods)
     settings = replace(settings, methods=methods_with(settings.methods, adapter, named=True))
     result = evaluate(pipeline, judge, settings, adapter=adapter, quiet=options.quiet)
     flat = flatten(result, settings)

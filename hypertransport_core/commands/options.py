@@ -35,13 +35,13 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def image_adapter(folder: Path, pipeline: Pipeline) -> ImageAdapterFile | None:
-    """The image-prompt adapter of a weights folder; None where it has none. Raises FileError for one that is damaged or
-    was made for another model or encoder."""
+def image_adapter(folder: Path, pipeline: Pipeline, methods: tuple[str, ...]) -> ImageAdapterFile | None:
+    """The image-prompt adapter of a weights folder; None where it has none or no method asks for it. Raises FileError
+    for one that is damaged or was made for another model or encoder."""
     from ..files import check_fits
     from ..fitting.image_adapter import load_image_adapter
 
-    if not (folder / IMAGE_ADAPTER_FILE).is_file():
+    if ADAPTER not in methods or not (folder / IMAGE_ADAPTER_FILE).is_file():
         return None
     found = load_image_adapter(folder / IMAGE_ADAPTER_FILE)
     network, encoder = pipeline.backbone.network, pipeline.encoder

@@ -119,8 +119,9 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
     weights = WEIGHTS if options.weights is None else options.weights
     judge = Judge.load(weights_file(weights, JUDGE_FILE))
     pipeline = Pipeline.load(weights, hypernetwork=options.hypernetwork)
-    second, adapter = weights / SECOND_JUDGE_FILE, image_adapter(weights, pipeline)
-    methods = methods_with(settings.evaluation.methods, adapter, named=options.methods is not None)
+    second, methods = weights / SECOND_JUDGE_FILE, settings.evaluation.methods
+    adapter = image_adapter(weights, pipeline, methods)
+    methods = methods_with(methods, adapter, named=options.methods is not None)
     settings = replace(settings, evaluation=replace(settings.evaluation, methods=methods))
     about = described(options, settings.evaluation, pipeline) | {"command": command_of(options)}
     measure(
@@ -145,7 +146,8 @@ def _second_clip(file: Path, pipeline: Pipeline) -> PostcardCLIP | None:
     clip = PostcardCLIP.load(file)
     if PostcardClipEncoder(clip).encoder_id == pipeline.encoder.encoder_id:
         raise CommandError(f"{file} is the CLIP that reads the concepts, expected one of another seed: train it with "
-                           "python -m hypertransport_core.postcard.train_clip --seed 1.")
+                           f"python -m hypertransport_core.postcard.train_clip --seed 1 --size small --output {file} with a "
+                           "--state of its own.")
     return clip
 
 

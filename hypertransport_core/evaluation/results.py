@@ -160,7 +160,7 @@ _SUM = "composition.sum.both_present"
 def _steps(session: Session) -> dict[str, Any]:
     """How long the hypernetwork and the adapter were trained, as their files say."""
     adapter, steps = session.methods.adapter, {"hypernetwork.steps": session.pipeline.header.get("training", {}).get("step")}
-    return steps if adapter is None else {**steps, "image_adapter.steps": adapter.header["training"].get("steps")}
+    return steps if adapter is None else {**steps, "image_adapter.steps": adapter.header.get("training", {}).get("steps")}
 
 
 def _best(found: Studies) -> dict[str, Any]:

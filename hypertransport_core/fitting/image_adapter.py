@@ -148,7 +148,8 @@ def load_image_adapter(path: str | Path) -> ImageAdapterFile:
     width = adapter.embedding_dim
     shapes = {name: tuple(mean.shape) for name, mean in means.items()}
     if any(shape != ((width, width) if name.endswith("_map") else (width,)) for name, shape in shapes.items()):
-        raise FileError(f"{path} holds means of the shapes {shapes}, expected the width {width} of its adapter: {AGAIN}")
+        raise FileError(f"{path} holds means of the shapes {shapes}, expected the width {width} of its adapter: "
+                        f"{AGAIN}")
     return ImageAdapterFile(adapter.requires_grad_(False).train(False), means, header, path)
 
 

@@ -1,8 +1,9 @@
-"""Train the image-prompt adapter that results compare with: `python -m hypertransport_core.postcard.train_adapter --data runs/postcard/data`.
+"""Train the image-prompt adapter that results compare with, on the data of a training of the hypernetwork.
 
-It learns from what the hypernetwork learns from: the folder that `train_hypernet.py --preset postcard` has collected, its
-training concepts, its pictures with their noise, and the same draws of concepts, scenes and noise levels; towards the
-stored predictions under the prompt with the concept, at strength 1.
+`python -m hypertransport_core.postcard.train_adapter --data runs/mine/data`. It learns from what the hypernetwork
+learns from: the folder that `train_hypernet.py --preset postcard` has collected, its training concepts, its pictures
+with their noise, and the same draws of concepts, scenes and noise levels; towards the stored predictions under the
+prompt with the concept, at strength 1.
 """
 from __future__ import annotations
 
@@ -101,8 +102,8 @@ class Training:
 
 def settings(args: argparse.Namespace) -> TrainingConfig:
     """The preset's settings, with pictures only. Raises ConfigError."""
-    own = {"steps": args.steps, "learning_rate": args.rate, "weights": str(args.model), "encoder_weights": str(args.clip),
-           "seed": args.seed, "collect_seed": 0}
+    own = {"steps": args.steps, "learning_rate": args.rate, "weights": str(args.model),
+           "encoder_weights": str(args.clip), "seed": args.seed, "collect_seed": 0}
     return TrainingConfig().with_values({**preset(PRESET).settings, **ONLY_PICTURES, **own})
 
 
@@ -123,24 +124,28 @@ def train(args: argparse.Namespace) -> None:
         pace.count()
         if run.step % args.log_every == 0 or run.step == args.steps:
             with torch.no_grad():
-                before, after = (float(run.losses(run.step - 1, run.adapter, strength).mean()) for strength in (0.0, 1.0))
+                before, after = (float(run.losses(run.step - 1, run.adapter, s).mean()) for s in (0.0, 1.0))
             log.info("step %d/%d loss %.4f (last draw: %.4f, without the adapter %.4f) %.2f steps/s, %s left", run.step,
                      args.steps, sum(window) / len(window), after, before, pace.per_second(),
                      pace.left(args.steps - run.step))
             window.clear()
         if run.step % args.save_every == 0 or run.step == args.steps:
             save_checkpoint(args.state, run.state())
+        if run.step % args.save_every == 0:
             run.save(args.output, {"steps": run.step, **about})
+    run.save(args.output, {"steps": run.step, **about})  # also where the state was at the end already
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
     parser = trainer_options(__doc__, "postcard_image_adapter.safetensors", "image_adapter.safetensors", seed=0)
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER",
-                        help="collected by train_hypernet.py --preset postcard")
-    parser.add_argument("--model", type=Path, default=Path("weights/postcard.safetensors"), help="what it is trained beside")
-    parser.add_argument("--clip", type=Path, default=Path("weights/postcard_clip.safetensors"), help="whose pictures it reads")
-    parser.add_argument("--steps", type=int, default=1000, help="optimisation steps, 32 pictures each")
+                        help="collected by train_hypernet.py --preset postcard with its seed, 0")
+    parser.add_argument("--model", type=Path, default=Path("weights/postcard.safetensors"),
+                        help="what it is trained beside")
+    parser.add_argument("--clip", type=Path, default=Path("weights/postcard_clip.safetensors"),
+                        help="that reads the pictures")
+    parser.add_argument("--steps", type=int, default=2000, help="optimisation steps, 32 pictures each")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="made of one picture")
     parser.add_argument("--log-every", type=int, default=25, help="steps between log lines")

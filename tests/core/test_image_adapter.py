@@ -120,7 +120,8 @@ def test_keys_start_as_the_text_s_and_gradients_reach_all_weights(network: Postc
         network(torch.randn(2, 48, 16, 16), torch.full((2,), 500.0), torch.randn(2, 3, 192)).sum().backward()
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in adapter.parameters())
     with pytest.raises(SiteError, match="has no sites"):
-        ImageAdapter.beside(PostcardUNet(UNetConfig(model_channels=32, transformer_depth=0, transformer_depth_middle=0)), WIDTH)
+        without = UNetConfig(model_channels=32, transformer_depth=0, transformer_depth_middle=0)
+        ImageAdapter.beside(PostcardUNet(without), WIDTH)
 
 
 @pytest.fixture()
@@ -134,7 +135,8 @@ def file(network: PostcardUNet, tmp_path: Path) -> Path:
 
 def test_it_is_the_same_from_a_file_which_knows_how_to_centre(network: PostcardUNet, file: Path) -> None:
     before, again = learned(network, tokens=3), load_image_adapter(file)
-    assert again.header["training"] == {"steps": 7} and again.adapter.sites == before.sites and not again.adapter.training
+    assert again.header["training"] == {"steps": 7} and again.adapter.sites == before.sites
+    assert not again.adapter.training
     for name, value in before.state_dict().items():
         assert torch.equal(again.adapter.state_dict()[name], value.half().float()), name
     picture = ConceptEmbedding(pictures(1)[0], "one", "image", "a picture")

@@ -1,5 +1,5 @@
-"""The image-prompt adapter on the results page: it takes part where the weights folder has one, and the page says how to
-get one where not."""
+"""The image-prompt adapter on the results page: it takes part where the weights folder has one, and the page says how
+to get one where not."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hypertransport_core.fitting.image_adapter import ImageAdapter
 from hypertransport_core.pipeline import Pipeline
 
 TINY = ["--concepts", "1", "--prompts", "2", "--validation", "1", "--quick", "--quiet"]
+ONE = ["--concepts", "1", "--prompts", "1", "--steps", "1", "--quick", "--quiet"]
 BULLET = "- **A decoupled image-prompt adapter** as a baseline"
 
 
@@ -51,8 +52,8 @@ def save(adapter: ImageAdapter, folder: Path, encoder_id: str) -> None:
 
 
 def measured(weights: Path, output: Path) -> tuple[dict, str]:
-    arguments = ["results", "--weights", str(weights), "--output", str(output), "--measured", str(output / "kept"), *TINY]
-    assert main(arguments) == 0
+    folders = ["--weights", str(weights), "--output", str(output), "--measured", str(output / "kept")]
+    assert main(["results", *folders, *TINY]) == 0
     return json.loads((output / "results.json").read_text()), (output / "results.md").read_text()
 
 
@@ -87,7 +88,7 @@ def test_without_one_the_page_says_how_to_train_it(
 
 
 def test_one_for_another_encoder_is_refused_before_any_work(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "weights"
     shutil.copytree(weights, other)
@@ -96,12 +97,16 @@ def test_one_for_another_encoder_is_refused_before_any_work(
     assert main(["results", "--weights", str(other), "--output", str(tmp_path / "docs"), *TINY]) == 2
     said = capsys.readouterr().err
     assert "another-clip" in said and said.count("\n") == 1 and not (tmp_path / "docs").exists()
+    report = ["evaluate", "--weights", str(other), "--json", str(tmp_path / "r.json")]
+    assert main([*report, *ONE, "--methods", "image_adapter"]) == 2
+    monkeypatch.setattr(evaluate, "QUICK", {"world": 0, "renders": 0})
+    assert main([*report, *ONE, "--methods", "ours_image"]) == 0  # which does without it
 
 
 def test_evaluate_measures_it_by_name(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "QUICK", {"world": 0, "renders": 0})
-    arguments = ["--methods", "image_adapter", "--concepts", "1", "--prompts", "1", "--steps", "1", "--quick", "--quiet"]
-    assert main(["evaluate", "--weights", str(weights), "--json", str(tmp_path / "r.json"), *arguments]) == 0
+    report = ["--weights", str(weights), "--json", str(tmp_path / "r.json")]
+    assert main(["evaluate", *report, *ONE, "--methods", "image_adapter"]) == 0
     assert "heldout.image_adapter.concept" in json.loads((tmp_path / "r.json").read_text())
 
 

@@ -98,7 +98,7 @@ def test_every_row_is_shown_pictures_of_its_own_concept(folder: Path, monkeypatc
     run, seen = train_adapter.Training(world, data, config.with_values({"embedding_noise": 0.0})), []
     installed = train_adapter.ImageAdapter.installed
     monkeypatch.setattr(train_adapter.ImageAdapter, "installed",
-                        lambda self, network, shown, strength: seen.append(shown) or installed(self, network, shown, strength))
+                        lambda self, network, shown, s: seen.append(shown) or installed(self, network, shown, s))
     run.losses(0, run.adapter)
     assert len(seen[0].unique(dim=0)) == 2
     drawn = train_adapter.draw(0, run.bank, len(world.scenes), len(data.levels), run.config)
@@ -130,7 +130,11 @@ def test_stopped_and_resumed_is_the_uninterrupted_training(
     assert load_image_adapter(tmp_path / "made.safetensors").header["training"]["steps"] == 2
     assert trained(folder, tmp_path) == 0
     (made, about), (expected, wanted) = (load_file(path / "made.safetensors") for path in (tmp_path, whole))
-    assert about == wanted and made.keys() == expected.keys() and all(torch.equal(made[key], expected[key]) for key in made)
+    assert about == wanted and made.keys() == expected.keys()
+    assert all(torch.equal(made[key], expected[key]) for key in made)
+    (tmp_path / "made.safetensors").unlink()
+    assert trained(folder, tmp_path) == 0  # nothing is left to train
+    assert load_file(tmp_path / "made.safetensors")[1] == wanted
 
 
 def test_the_file_fits_its_world_and_centres_as_training_did(folder: Path, whole: Path) -> None:

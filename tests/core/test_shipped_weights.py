@@ -6,8 +6,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from hypertransport_core.commands.options import IMAGE_ADAPTER_FILE
+from hypertransport_core.commands.results import SECOND_CLIP_FILE, SECOND_JUDGE_FILE
+from hypertransport_core.encoders.postcard_clip import PostcardClipEncoder
 from hypertransport_core.evaluation.measures import fresh_scenes, judged
 from hypertransport_core.files import check_fits, weights_agreement
+from hypertransport_core.fitting.image_adapter import load_image_adapter
 from hypertransport_core.pipeline import CLIP_FILE, HYPERNETWORK_FILE, JUDGE_FILE, MODEL_FILE, WEIGHTS, Pipeline, load_postcard
 from hypertransport_core.postcard.captions import in_concept
 from hypertransport_core.postcard.concepts import concepts, split
@@ -21,7 +25,10 @@ from hypertransport_core.weights_io import load_hypernetwork
 IN_SINGLE = ("network.source_mean", "network.source_std")
 
 
-@pytest.mark.parametrize("name", [MODEL_FILE, CLIP_FILE, JUDGE_FILE, HYPERNETWORK_FILE])
+ONLY_MEASURE = [IMAGE_ADAPTER_FILE, SECOND_CLIP_FILE, SECOND_JUDGE_FILE]
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, CLIP_FILE, JUDGE_FILE, HYPERNETWORK_FILE, *ONLY_MEASURE])
 def test_weights_are_in_half_precision(name: str) -> None:
     with safe_open(str(WEIGHTS / name), "pt") as file:
         dtypes = {key: file.get_tensor(key).dtype for key in file.keys()}
@@ -37,11 +44,15 @@ def test_the_files_belong_together() -> None:
     assert check_fits(loaded.header, loaded.path, **fits, encoder_id=encoder.encoder_id, encoder_width=encoder.width) == []
     assert weights_agreement(loaded.header["backbone"]["fingerprint"], backbone.network) == 1.0
     training = loaded.header["training"]["concepts"]
+    shown = load_image_adapter(WEIGHTS / IMAGE_ADAPTER_FILE)
+    assert check_fits(shown.header, shown.path, **fits, encoder_id=encoder.encoder_id, encoder_width=encoder.width) == []
+    assert PostcardClipEncoder.from_file(WEIGHTS / SECOND_CLIP_FILE).encoder_id != encoder.encoder_id
     assert training["heldout"] == len(split()["heldout"]) and training["validation"] == len(split()["validation"])
 
 
-def test_the_judge_is_right_on_fresh_renders() -> None:
-    rates = accuracy(Judge.load(WEIGHTS / JUDGE_FILE), 200, seed=123_456)
+@pytest.mark.parametrize("name", [JUDGE_FILE, SECOND_JUDGE_FILE])
+def test_the_judges_are_right_on_fresh_renders(name: str) -> None:
+    rates = accuracy(Judge.load(WEIGHTS / name), 200, seed=123_456)
     assert min(rates.values()) >= 0.97  # the bar is .98 on many; the report measures it
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .. import __version__
+from ..concepts import Concept
 from ..files import write_atomically
 from ..sites import total_channels
 from .config import TrainingConfig
@@ -170,7 +172,7 @@ def save_settings(config: TrainingConfig, run: Path) -> None:
     write_atomically(run / "config.toml", lambda temporary: temporary.write_text(config.to_toml(), encoding="utf-8"))
 
 
-def require(data: DataFolder, concepts: tuple) -> None:  # type: ignore[type-arg]
+def require(data: DataFolder, concepts: Sequence[Concept]) -> None:
     """Raises TrainingError where a concept has not been collected."""
     missing = data.missing(concepts)
     if missing:

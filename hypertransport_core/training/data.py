@@ -132,9 +132,10 @@ class DataFolder:
         for name in {**header["key"], **self.key}:
             mine = self.key.get(name)
             if header["key"].get(name) != mine:
+                share = f"set collect_seed to {header['key'].get(name)}, " if name == "seed" else ""
                 raise ConfigError(
                     f"The data in {self.folder} were collected with {name} = {_short(header['key'].get(name))}, "
-                    f"expected {_short(mine)} as the settings say: choose another data folder, or remove this one."
+                    f"expected {_short(mine)} as the settings say: {share}choose another data folder, or remove this one."
                 )
         self.collected_sites = sites_from_header(header, self.source_path)
         known = {site.path: site for site in self.collected_sites}

@@ -124,6 +124,7 @@ def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, A
     kept = (
         "preset",
         "seed",
+        "collect_seed",
         "training_concepts",
         "standardise",
         "site_set",

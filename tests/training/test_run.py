@@ -321,7 +321,7 @@ def test_concepts_and_scenes_from_files(tmp_path, train, capsys):
 def test_several_seeds_share_what_was_collected(tmp_path, whole, train, capsys):
     shared = ("--data", whole / "data", "--steps", 2)
     assert train(tmp_path / "refused", *shared, "--seed", 1) == 1
-    assert "were collected with seed = 0" in capsys.readouterr().err
+    assert "were collected with seed = 0, expected 1 as the settings say: set collect_seed to 0, " in capsys.readouterr().err
     assert train(tmp_path / "run", *shared, "--seed", 1, "--collect-seed", 0) == 0
     same, other = (load_hypernetwork(run / "hypernetwork.safetensors").hypernetwork for run in (whole, tmp_path / "run"))
     assert torch.equal(same.source_mean, other.source_mean) and not torch.equal(same.inlet.weight, other.inlet.weight)

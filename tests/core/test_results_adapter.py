@@ -66,7 +66,7 @@ def test_it_takes_part_where_there_is_one(weights: Path, tmp_path: Path) -> None
     (about,) = flat["concepts"].values()
     assert about["image_adapter"]["moved"] > 0 and about["image_adapter"] != about["ours_image"]
     assert BULLET not in text and "| image-prompt adapter, picture | one pass | 1 |" in text
-    assert "for\n1,234 steps of 32 pictures (the hypernetwork:" in text
+    assert "\n1,234 steps of 32 pictures (the hypernetwork, from words" in text
     assert "| HyperTransport, picture, against |" in text and "(https://arxiv.org/abs/2308.06721)" in text
     drawn = charts.draw_all({key: 0.5 if value is None else value for key, value in flat.items()}, tmp_path)
     assert {"methods.png", "choice.png"} <= set(drawn)

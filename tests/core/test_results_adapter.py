@@ -13,7 +13,7 @@ from small_postcard import write_world
 
 from hypertransport_core.commands import evaluate, main, results
 from hypertransport_core.commands.options import IMAGE_ADAPTER_FILE
-from hypertransport_core.evaluation import charts, methods as methods_module, studies as studies_module
+from hypertransport_core.evaluation import charts, page_tables, methods as methods_module, studies as studies_module
 from hypertransport_core.evaluation.results import _versus
 from hypertransport_core.evaluation.studies import Studies
 from hypertransport_core.fitting.image_adapter import ImageAdapter
@@ -67,6 +67,9 @@ def test_it_takes_part_where_there_is_one(weights: Path, tmp_path: Path) -> None
     assert about["image_adapter"]["moved"] > 0 and about["image_adapter"] != about["ours_image"]
     assert BULLET not in text and "| image-prompt adapter, picture | one pass | 1 |" in text
     assert "\n1,234 steps of 32 pictures (the hypernetwork, from words" in text
+    tied = {**flat, "versus_image.image_adapter.joint.verdict": "ties"}  # one concept is too few for a verdict
+    assert page_tables._summary(tied).endswith("\n- From one picture it **ties** with the image-prompt adapter that is shown the same one.")
+    assert "From one picture it" not in text and "\n- **Loses** to: none of them.\n" in text
     assert "| HyperTransport, picture, against |" in text and "(https://arxiv.org/abs/2308.06721)" in text
     drawn = charts.draw_all({key: 0.5 if value is None else value for key, value in flat.items()}, tmp_path)
     assert {"methods.png", "choice.png"} <= set(drawn)

@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="scenes per concept for how it rises over strength, at least --prompts (default: 32)",
     )
+    parser.add_argument(
+        "--no-world",
+        action="store_true",
+        help="leave out what says nothing about steering: pictures of prompted concepts, judge and CLIP on renders",
+    )
     parser.add_argument("--seed", type=int, default=None, help="of scenes and starting noise (default: 90000)")
     parser.add_argument("--steps", type=int, default=None, help="sampling steps (default: 4)")
     parser.add_argument(
@@ -136,6 +141,8 @@ def settings_of(options: argparse.Namespace) -> EvaluationSettings:
         for name in ("concepts", "prompts", "rise_prompts", "seed", "steps", "fit_concepts")
         if getattr(options, name) is not None
     }
+    if options.no_world:
+        named |= {"world": 0, "renders": 0}
     settings = replace(settings, fit=fit, **named)
     if options.methods is not None:
         settings = replace(

@@ -264,7 +264,11 @@ def test_the_command_writes_its_report(folder: Path, tmp_path: Path, capsys: pyt
         and "heldout.lineas_50.concept" not in report
         and sheet.is_file()
     )
-    assert "| prompting | 1 |" in capsys.readouterr().out
+    assert "| prompting | 1 |" in capsys.readouterr().out and report["judge.renders"] is not None
+    assert main(["evaluate", "--weights", str(folder), "--json", str(path), "--no-world", *arguments]) == 0
+    without = json.loads(path.read_text())
+    assert without.get("judge.renders") is None and without.get("postcard.subject") is None
+    assert without["heldout.ours_text.concept"] == report["heldout.ours_text.concept"]
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,13 @@ def added(runs: Sequence[str]) -> dict[str, Any]:
 
 
 def groups(flat: Flat) -> dict[str, list[str]]:
-    """{group: names of its runs}, in order; names that are numbers by size."""
+    """{group: names of its runs}, groups by name, as a file of numbers has them; names that are numbers by size."""
     found: dict[str, dict[str, None]] = {}
     for key in flat:
         if key.startswith("also."):
             _, group, name = key.split(".")[:3]
             found.setdefault(group, {})[name] = None
-    return {group: sorted(names, key=_order) for group, names in found.items()}
+    return {group: sorted(names, key=_order) for group, names in sorted(found.items())}
 
 
 def spread_of(flat: Flat, group: str, measure: str) -> tuple[float, float, float] | None:

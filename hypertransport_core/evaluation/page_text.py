@@ -223,7 +223,9 @@ By the share of pictures right in concept, subject and colour, then by the judge
 Everything above is about one hypernetwork; its intervals are over concepts, not over trainings. Other seeds, numbers of
 training concepts, samples, site sets, the Perceiver hypernetwork and ablations are trainings of their own: each is
 trained by [`train_hypernet.py`](training.md), measured by `python -m hypertransport_core evaluate --hypernetwork FILE --json
-REPORT`, and named here by `results --from FOLDER --also GROUP/NAME=REPORT`.
+REPORT`, and named here by `results --from FOLDER --also GROUP/NAME=REPORT`. Compare them within their table: a training of
+a few hundred steps says what is learned fast, not where a whole one ends; all have the settings that were chosen for the
+MLP with all training concepts.
 
 [[table:also]]
 

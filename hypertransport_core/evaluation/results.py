@@ -158,9 +158,12 @@ _SUM = "composition.sum.both_present"
 
 
 def _steps(session: Session) -> dict[str, Any]:
-    """How long the hypernetwork and the adapter were trained, as their files say."""
-    adapter, steps = session.methods.adapter, {"hypernetwork.steps": session.pipeline.header.get("training", {}).get("step")}
-    return steps if adapter is None else {**steps, "image_adapter.steps": adapter.header.get("training", {}).get("steps")}
+    """How long the hypernetwork and the adapter were trained, as their files say; None where there is none."""
+    adapter = session.methods.adapter
+    return {
+        "steps.hypernetwork": session.pipeline.header.get("training", {}).get("step"),
+        "steps.adapter": None if adapter is None else adapter.header.get("training", {}).get("steps"),
+    }
 
 
 def _best(found: Studies) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_it_takes_part_where_there_is_one(weights: Path, tmp_path: Path) -> None
     (about,) = flat["concepts"].values()
     assert about["image_adapter"]["moved"] > 0 and about["image_adapter"] != about["ours_image"]
     assert BULLET not in text and "| image-prompt adapter, picture | one pass | 1 |" in text
-    assert "\n1,234 steps of 32 pictures (the hypernetwork, from words" in text
+    assert "\n1,234 steps (the hypernetwork, from words" in text
     tied = {**flat, "versus_image.image_adapter.joint.verdict": "ties"}  # one concept is too few for a verdict
     assert page_tables._summary(tied).endswith("\n- From one picture it **ties** with the image-prompt adapter that is shown the same one.")
     assert "From one picture it" not in text and "\n- **Loses** to: none of them.\n" in text

@@ -304,7 +304,7 @@ def _grown(flat: Flat, group: str) -> Any:
     numbers = [int(name) for name in names]
     if min(numbers) > 0 and max(numbers) > WIDE * min(numbers):
         axes.set_xscale("log")
-    axes.set_xticks(numbers, names, minor=False)
+    axes.set_xticks(numbers, names)
     axes.set_xticks([], minor=True)
     _labels(axes, group, "% of pictures of held-out concepts")
     figure.legend(loc="outside right upper", frameon=False, fontsize=10)

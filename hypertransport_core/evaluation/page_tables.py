@@ -292,14 +292,14 @@ def _summary(flat: Flat) -> str:
         if verdict in found:
             few = flat.get(f"versus.{m}.concepts", 0) < flat["counts.heldout"]
             found[verdict].append(TITLES[m] + (f" (on {flat[f'versus.{m}.concepts']} concepts only)" if few else ""))
-    words = {"wins": "wins** against", "ties": "ties** with", "loses": "loses** to"}
+    words = {"wins": "against", "ties": "with", "loses": "to"}
     lines = [
-        f"- **{words[verdict].capitalize()}: {'; '.join(names) if names else 'none of them'}."
+        f"- **{verdict.capitalize()}** {words[verdict]}: {'; '.join(names) if names else 'none of them'}."
         for verdict, names in found.items()
     ]
     shown = flat.get("versus_image.image_adapter.joint.verdict")
     if shown in words:
-        lines.append(f"- From one picture it **{words[shown]} the image-prompt adapter that is shown the same one.")
+        lines.append(f"- From one picture it **{shown}** {words[shown]} the image-prompt adapter that is shown the same one.")
     return "\n".join(lines)
 
 

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..checkpoints import load_checkpoint, save_checkpoint
+from ..checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from ..files import network_fingerprint
 from ..fitting.image_adapter import TOKENS, ImageAdapter
 from ..network_state import load_into
 from ..training.batches import Objective, draw
 from ..training.config import TrainingConfig
 from ..training.data import DataFolder, network_device
-from ..training.loop import rate_factor
+from ..training.loop import follow, rate_factor
 from ..training.presets import World, preset
 from ..training.progress import Rate
 from ..training.stages import require
@@ -57,11 +57,15 @@ class Training:
     def state(self) -> dict[str, object]:
         """What `load` takes."""
         return {"adapter": self.adapter.state_dict(), "average": self.average.state_dict(),
-                "optimiser": self.optimiser.state_dict(), "step": self.step}
+                "optimiser": self.optimiser.state_dict(), "step": self.step, "seed": self.config.seed}
 
     def load(self, path: Path) -> None:
-        """Take over a state. Raises CheckpointError, FileError for one of another adapter."""
+        """Take over a state. Raises CheckpointError for one of another seed, FileError for one of another adapter."""
         state = load_checkpoint(path)
+        seed = state.get("seed", self.config.seed)  # the first states did not say
+        if seed != self.config.seed:
+            raise CheckpointError(f"{path} holds a training with the seed {seed}, expected the seed {self.config.seed}: name "
+                                  "another --state")
         load_into(self.adapter, state["adapter"], path)
         load_into(self.average, state["average"], path)
         self.optimiser.load_state_dict(state["optimiser"])
@@ -87,9 +91,7 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.gradient_clip)
         self.optimiser.step()
         self.step += 1
-        keep = min(self.config.ema, self.step / (self.step + 9))  # short at first: the start is soon forgotten
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.adapter.parameters()), 1 - keep)
+        follow(self.average, self.adapter, self.step, self.config.ema)
         return loss.item()
 
     def save(self, path: Path, training: dict[str, object]) -> None:

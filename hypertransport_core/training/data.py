@@ -130,11 +130,11 @@ class DataFolder:
             return
         header = _header(self.source_path)
         for name in {**header["key"], **self.key}:
-            mine = self.key.get(name)
-            if header["key"].get(name) != mine:
-                share = f"set collect_seed to {header['key'].get(name)}, " if name == "seed" else ""
+            theirs, mine = header["key"].get(name), self.key.get(name)
+            if theirs != mine:
+                share = f"set collect_seed to {theirs}, " if name == "seed" else ""
                 raise ConfigError(
-                    f"The data in {self.folder} were collected with {name} = {_short(header['key'].get(name))}, "
+                    f"The data in {self.folder} were collected with {name} = {_short(theirs)}, "
                     f"expected {_short(mine)} as the settings say: {share}choose another data folder, or remove this one."
                 )
         self.collected_sites = sites_from_header(header, self.source_path)
@@ -192,9 +192,9 @@ class DataFolder:
         """Samples collected of the generic class and of each concept."""
         return self.config.prompts_per_concept * self.config.samples_per_prompt
 
-    def seeds(self, concept: Concept) -> list[int]:
-        """The noise seed of each collected sample of a concept: its own, so that all together see many noises."""
-        return seeds_for(self.collected, self.config.seed_of_data(), "collect", concept.name)
+    def seeds(self, concept: Concept | None = None) -> list[int]:
+        """Noise seeds of a concept's samples, its own, so that all see many noises; None: those of the generic class."""
+        return seeds_for(self.collected, self.config.seed_of_data(), "collect", *([concept.name] if concept else []))
 
     # -- collecting ---------------------------------------------------------------------------------------------------
 
@@ -222,8 +222,7 @@ class DataFolder:
 
     def collect_source(self) -> None:
         """Compute and write the generic class."""
-        seeds = seeds_for(self.collected, self.config.seed_of_data(), "collect")
-        features, _, _ = self._observe(list(self.world.scenes), 0, seeds, keep=False)
+        features, _, _ = self._observe(list(self.world.scenes), 0, self.seeds(), keep=False)
         flat = features.double()
         header = {"key": self.key, "sites": sites_to_header(self.collected_sites), "pooling": self.pooling}
         self._save(

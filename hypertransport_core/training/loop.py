@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..concepts import spread
 from ..hypernetworks import Hypernetwork, build_hypernetwork
@@ -140,16 +141,9 @@ class Trainer:
             group["lr"] = group["peak"] * rate_factor(self.step, config)
         self.optimiser.step()
         self.step += 1
-        self._average_weights()
+        follow(self.average, self.network, self.step, config.ema)
         found["gradient_norm"] = norm
         return found
-
-    @torch.no_grad()
-    def _average_weights(self) -> None:
-        keep = min(
-            self.config.ema, self.step / (self.step + 9)
-        )  # a short memory at first, so the start is soon forgotten
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - keep)
 
     # -- validation ---------------------------------------------------------------------------------------------------
 
@@ -306,6 +300,14 @@ class Trainer:
         )
         if image is not None:
             curves.picture(self.step, "strip", image)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, step: int, memory: float) -> None:
+    """Move a running mean of weights toward those of a network after a step (counted from 1); memory: share that is kept,
+    less at first, so that the start is soon forgotten."""
+    keep = min(memory, step / (step + 9))
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
 
 
 def rate_factor(step: int, config: TrainingConfig) -> float:

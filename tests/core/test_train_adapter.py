@@ -164,3 +164,4 @@ def test_what_cannot_be_used_is_one_sentence(folder: Path, tmp_path: Path, capsy
     (tmp_path / "state.safetensors").unlink()
     assert trained(folder, tmp_path, "--steps", "2") == 0
     assert "with the shape" in refused("--tokens", "2")
+    assert "training with the seed 0, expected the seed 1: name another --state" in refused("--seed", "1").replace("\n", " ")

@@ -58,6 +58,7 @@ def draw(step: int, bank: EmbeddingBank, scenes: int, levels: int, config: Train
     concepts = [_shuffled(count, config.seed, place // count)[place % count] for place in places]
     embeddings = torch.stack([bank.draw(concept, config, generator) for concept in concepts])
     chosen: list[int] = []
+    scenes = min(scenes, config.training_samples or scenes)
     for _ in concepts:
         chosen += [i for _ in range(-(-n // scenes)) for i in torch.randperm(scenes, generator=generator).tolist()][:n]
     seeds = torch.randint(2**31 - 1, (len(concepts) * n,), generator=generator).tolist()

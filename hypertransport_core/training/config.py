@@ -69,6 +69,9 @@ class TrainingConfig:
     training_concepts: int = _setting(
         0, "training concepts used, spread over the categories; 0 = all; for curves over their number", low=0, high=10**6
     )
+    training_samples: int = _setting(
+        0, "stored predictions of each concept used; 0 = all; for curves over their number", low=0, high=4096
+    )
     scenes: str = _setting("", "text file with one generic scene a line; empty = those of the concepts or the preset")
 
     site_set: str = _setting("attention_mlp", "which outputs of the base model are steered", choices=tuple(SITE_SETS))
@@ -264,12 +267,17 @@ class TrainingConfig:
                 f"store_predictions is on with paired_weight = {self.paired_weight:g} and inputs = \"{self.inputs}\", expected "
                 'paired_weight above 0 and inputs = "target", which are what it serves: change one of them.'
             )
-        for name in ("partial_share", "removal_share"):
+        if self.training_samples > self.prompts_per_concept:
+            raise ConfigError(
+                f"training_samples is {self.training_samples}, expected at most prompts_per_concept = "
+                f"{self.prompts_per_concept}: lower it, or set it to 0 for all."
+            )
+        for name in ("partial_share", "removal_share", "training_samples"):
             if getattr(self, name) > 0 and (not self.store_predictions or self.transport_weight > 0):
                 raise ConfigError(
                     f"{name} is {getattr(self, name):g} with store_predictions = {str(self.store_predictions).lower()} "
                     f"and transport_weight = {self.transport_weight:g}, expected stored predictions and no transport loss, "
-                    f"whose targets are those of strength 1: change them or set {name} to 0."
+                    f"whose targets are those of strength 1 and of every sample: change them or set {name} to 0."
                 )
         if self.partial_share + self.removal_share > 1:
             raise ConfigError(

@@ -126,6 +126,7 @@ def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, A
         "seed",
         "collect_seed",
         "training_concepts",
+        "training_samples",
         "standardise",
         "site_set",
         "pattern",

@@ -38,6 +38,8 @@ def test_predictions_are_stored_only_where_they_serve(tmp_path, capsys):
         ("--samples-per-concept", "3", "samples_per_concept is 3, expected a divisor of blocks = 8"),
         ("--levels-per-step", "3", "levels_per_step is 3, expected at most sampling_steps = 2"),
         ("--partial-share", "0.5", "partial_share is 0.5 with store_predictions = false"),
+        ("--training-samples", "8", "training_samples is 8 with store_predictions = false"),
+        ("--training-samples", "99", "training_samples is 99, expected at most prompts_per_concept = 8"),
         ("--removal-share", "0.5", "removal_share is 0.5 with store_predictions = false"),
         ("--preset", "moon", "preset is 'moon', expected one of comfyui, dmd2"),
         ("--device", "toaster", "device is 'toaster', expected auto, cpu"),

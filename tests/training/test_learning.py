@@ -238,6 +238,14 @@ def test_partial_strengths_are_drawn_after_their_share_of_the_steps(tmp_path, da
     assert float(((many >= 0) & (many < 1)).float().mean()) == pytest.approx(0.5, abs=0.06)
 
 
+def test_fewer_stored_samples_can_be_trained_on(tmp_path, data):
+    one = trainer(tmp_path, data, store_predictions=True, transport_weight=0.0, training_samples=3)
+    drawn = {scene for step in range(20) for scene in draw(step, one.bank, 8, 2, one.config).scenes}
+    assert drawn == {0, 1, 2}
+    every = one.config.with_values({"training_samples": 0})
+    assert {scene for step in range(20) for scene in draw(step, one.bank, 8, 2, every).scenes} == set(range(8))
+
+
 def test_draws_depend_on_the_step_only_and_visit_every_concept(tmp_path, data):
     one = trainer(tmp_path, data)
     a, b = (draw(5, one.bank, 8, 2, one.config) for _ in range(2))

@@ -65,6 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "concepts/100=hundred.json: a table per group, a curve where names are numbers; can be repeated",
     )
     parser.add_argument(
+        "--again",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="results.json of another run of this command with another --seed on the same weights: whether the conclusions "
+        "hold; can be repeated",
+    )
+    parser.add_argument(
         "--cache", type=Path, default=None, metavar="FOLDER", help="keep finished fits here, so that a stopped run goes on"
     )
     parser.add_argument("--seed", type=int, default=None, help="of scenes and starting noise (default: 90000)")
@@ -84,13 +93,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and write the page; returns the exit code."""
-    from ..evaluation import charts, other_runs, stored
+    from ..evaluation import charts, other_runs, other_seeds, stored
+    from ..evaluation.page_tables import GOALS
     from ..evaluation.results import ResultsError
 
     if options.output.exists() and not options.output.is_dir():
         raise CommandError(f"--output is the file {options.output}, expected a folder such as docs.")
     charts.check()
-    others = other_runs.added(options.also)
+    others, again = other_runs.added(options.also), other_seeds.read(options.again)
     source, failure = options.source, None
     if source is None:
         source = options.measured
@@ -102,6 +112,9 @@ def run(options: argparse.Namespace) -> int:
     if others:  # all of them are named anew
         known = {key: value for key, value in found.flat.items() if not key.startswith(("also.", "interval.also."))}
         found = replace(found, flat=known | others)
+    if again:
+        known = other_seeds.without(found.flat)
+        found = replace(found, flat=known | other_seeds.added(known, again, [key for _, key, _, _ in GOALS]))
     _draw(found, options.output, keep_sheets=source.resolve() == options.output.resolve())
     if failure is not None:
         raise failure

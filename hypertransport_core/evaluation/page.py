@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
+from .page_cells import NOT_MEASURED, formatted
+from .page_tables import TABLES
 from .page_text import TEMPLATE
-from .page_tables import NOT_MEASURED, TABLES, formatted
 
 PLACE = re.compile(r"\[\[([^\[\]|:]+)\|([^\[\]|]+)\]\]")
 TABLE = re.compile(r"\[\[table:(\w+)\]\]")

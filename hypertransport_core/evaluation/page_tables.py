@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from . import other_runs
+from . import other_runs, other_seeds
 from .measures import STRENGTHS
+from .page_cells import NOT_MEASURED, Flat, decided, formatted, signed, table
 from .report import JUDGES, TITLES
 from .results import COMPARED, VARIED
 from .studies import BEYOND, REMOVALS, WAYS, WIDER, WORDINGS
 
-NOT_MEASURED = "not measured"
-Flat = Mapping[str, Any]
 WORDS = {
     "negative": "strength −1 (`--remove`)",
     "negative_image": "strength −1, maps from one picture",
@@ -44,40 +42,6 @@ NEEDS = {
     "ridge": "a matrix product",
     "mean_map": "nothing",
 }
-
-
-def formatted(flat: Flat, key: str, form: str) -> str:
-    """A number in words; NOT_MEASURED where there is none."""
-    value = flat.get(key)
-    if value is None:
-        return NOT_MEASURED
-    if form == "s":
-        return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
-    if form == "n":
-        return f"{value:,.0f}"
-    if form == "x":
-        return f"{value:,.0f} times" if value >= 100 else f"{value:.2f} times"
-    plain = form.rstrip("~")
-
-    def unit(number: float) -> str:
-        if plain != "%":
-            return f"{number:{plain}f}"
-        # Rounded, nearly all is not all.
-        return f"{100 * number:.1f}" if 0.995 <= number < 0.9995 else f"{100 * number:.0f}"
-
-    text, bounds = unit(value), flat.get(f"interval.{key}") or [None, None]
-    text += " %" if plain == "%" else ""
-    if not form.endswith("~") or None in bounds:
-        return text
-    return f"{text} ({unit(bounds[0])} to {unit(bounds[1])})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; NOT_MEASURED without rows."""
-    if not rows:
-        return NOT_MEASURED[:1].upper() + NOT_MEASURED[1:] + "."
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _at_one(flat: Flat) -> str:
@@ -115,8 +79,7 @@ def _versus(flat: Flat, prefix: str = "versus", own: str = "words") -> str:
         cells = []
         for measure in measures:
             key = f"{prefix}.{m}.{measure}"
-            verdict = flat.get(f"{key}.verdict")
-            cells.append(f"{_strong(verdict)} {_signed(flat, key)}" if verdict else NOT_MEASURED)
+            cells.append(decided(flat, key))
         rows.append([TITLES[m], formatted(flat, f"{prefix}.{m}.concepts", "n"), *cells])
     head = [f"HyperTransport, {own}, against", "concepts", "concept", "subject", "colour", "all three", "place", "error"]
     return table(head, rows)
@@ -126,23 +89,12 @@ def _clip(flat: Flat) -> str:
     rows = [
         [TITLES[m]]
         + [formatted(flat, f"{at}.{m}.{measure}", "%~") for at in ("heldout", "best") for measure in ("concept", "clip")]
-        + [_signed(flat, f"versus.{m}.clip") if f"versus.{m}.clip" in flat else ""]
+        + [signed(flat, f"versus.{m}.clip") if f"versus.{m}.clip" in flat else ""]
         for m in NEEDS
         if flat.get(f"heldout.{m}.clip") is not None
     ]
     head = [f"{who}, {at}" for at in ("strength 1", "chosen strength") for who in ("judge", "second CLIP")]
     return table(["method", *head, "words minus it, second CLIP, points"], rows)
-
-
-def _strong(verdict: str) -> str:
-    return f"**{verdict}**" if verdict in ("wins", "loses") else verdict
-
-
-def _signed(flat: Flat, key: str) -> str:
-    value, bounds = flat.get(key), flat.get(f"interval.{key}") or [None, None]
-    if value is None or None in bounds:
-        return NOT_MEASURED
-    return f"{100 * value:+.0f} ({100 * bounds[0]:+.0f} to {100 * bounds[1]:+.0f})"
 
 
 def _input(flat: Flat) -> str:
@@ -204,7 +156,7 @@ def _wordings(flat: Flat) -> str:
             formatted(flat, f"counts.robust.{one}", "n"),
             formatted(flat, f"robust.{one}.name", "%~"),
             formatted(flat, f"robust.{one}.concept", "%~"),
-            _signed(flat, f"robust.{one}.difference"),
+            signed(flat, f"robust.{one}.difference"),
         ]
         for one in WORDINGS
         if f"robust.{one}.concept" in flat
@@ -334,6 +286,39 @@ def _also(flat: Flat) -> str:
     return "\n\n".join(parts) or NOT_MEASURED[:1].upper() + NOT_MEASURED[1:] + "."
 
 
+def _again(flat: Flat) -> str:
+    """The page's seed beside others: concepts named, differences on all three, goals."""
+    found = [("", flat["counts.seed"]), *((f"again.{seed}.", seed) for seed in other_seeds.seeds(flat))]
+    head = [f"seed {seed}" for _, seed in found]
+    named = [
+        [TITLES[m], *(formatted(flat, f"{at}heldout.{m}.concept", "%~") for at, _ in found)]
+        for m in NEEDS
+        if any(flat.get(f"{at}heldout.{m}.concept") is not None for at, _ in found[1:])
+    ]
+    minus = [
+        [TITLES[m], *(decided(flat, f"{at}versus.{m}.joint") for at, _ in found)]
+        for m in COMPARED
+        if any(f"{at}versus.{m}.joint.verdict" in flat for at, _ in found[1:])
+    ]
+    goals = [[words, *(formatted(flat, at + key, "%~") for at, _ in found)] for words, key, _, _ in GOALS]
+    return "\n\n".join((
+        table(["concept named, strength 1", *head], named),
+        table(["all three right, words minus the method, points", *head], minus),
+        table(["goal", *head], goals),
+    ))
+
+
+def _differ(flat: Flat) -> str:
+    """The verdicts that another seed changes, in words."""
+    names = {"joint": "all three"}
+    changed = [
+        f"{TITLES[method]}, {names.get(measure, measure)} ({' / '.join(verdicts)})"
+        for key, verdicts in (flat.get("again.differ") or {}).items()
+        for method, measure in [key.split(".")]
+    ]
+    return "; ".join(changed) or "none"
+
+
 def _spread(flat: Flat, group: str, measure: str) -> str:
     found = other_runs.spread_of(flat, group, measure)
     return NOT_MEASURED if found is None else f"{100 * found[0]:.0f} % ({100 * found[1]:.0f} to {100 * found[2]:.0f})"
@@ -371,6 +356,8 @@ def _goals(flat: Flat) -> str:
 TABLES: dict[str, Callable[[Flat], str]] = {
     "missing": _missing,
     "also": _also,
+    "again": _again,
+    "differ": _differ,
     "at_one": _at_one,
     "at_best": _at_best,
     "versus": _versus,

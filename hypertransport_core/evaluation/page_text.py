@@ -85,6 +85,16 @@ concepts, so it does not listen to the concept. *Linear-AcT, incremental* fits a
 the concept's own prompts, a layer at a time; it needs those prompts and [[fit.samples|n]] network calls for each
 side, but no gradients.
 
+[[if:again.compared]]
+## With another seed
+
+The same command run again with other scenes and other noise, on the same weights. Of [[again.compared|n]] verdicts as in the
+table above (methods times measures), [[again.same|n]] are the same. Those that differ, this page's first:
+[[table:differ]].
+
+[[table:again]]
+
+[[end]]
 [[if:heldout.ours_text.clip]]
 ## By another CLIP
 
@@ -245,6 +255,10 @@ MLP with all training concepts.
 - **CLIP of another seed** than the conditioning one as a measure of fidelity: scoring with the one that reads the
   concepts would favour the method. `python -m hypertransport_core.postcard.train_clip --seed 1 --size small` trains
   another, with the places that [training](training.md#the-postcard-world-itself) names; then measure again.
+[[end]]
+[[unless:again.compared]]
+- **Another seed**: run the command with another `--seed` and other folders, then name its `results.json` with `--from
+  FOLDER --again FILE`.
 [[end]]
 - **Real checkpoints**, and people.
 """

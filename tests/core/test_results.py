@@ -19,6 +19,7 @@ from hypertransport_core.evaluation import charts, page as page_module, stored, 
 from hypertransport_core.evaluation.bootstrap import ratio_interval
 from hypertransport_core.evaluation.measures import fresh_scenes
 from hypertransport_core.evaluation.methods import EVERY, Ridge, reference
+from hypertransport_core.evaluation.other_seeds import MEASURES
 from hypertransport_core.evaluation.page_tables import TABLES
 from hypertransport_core.evaluation.page_text import TEMPLATE
 from hypertransport_core.evaluation.report import JUDGES
@@ -99,7 +100,7 @@ def test_the_page_is_complete_and_names_only_known_keys(run: tuple[Path, Path]) 
     assert {"strength.png", "categories.png", "distance.png"} <= files  # others: an untrained judge finds nothing right
     assert {"gallery-1.jpg", "best.jpg", "worst.jpg", "strength.jpg", "composition.jpg", "removal.jpg"} <= files
     assert all(f"results/{name}" in text for name in files)
-    of_other_methods = ("lineas", "ours_images_4", "modality.images_4", "speed.", "fit.", "clip_2.renders")
+    of_other_methods = ("lineas", "ours_images_4", "modality.images_4", "speed.", "fit.", "clip_2.renders", "again.")
     unknown = [key for key in page_module.keys_of() if key not in flat and not any(w in key for w in of_other_methods)]
     assert not unknown
     assert set(re.findall(r"\[\[table:(\w+)\]\]", TEMPLATE)) == set(TABLES)
@@ -243,6 +244,49 @@ def test_other_trainings_get_their_tables_and_curves(run: tuple[Path, Path], tmp
     assert main(["results", "--output", str(output), "--from", str(output), "--also", f"x/y={reports['a']}"]) == 0
     found = {key for key in numbers(output) if key.startswith("also.")}
     assert found and all(key.startswith("also.x.y.") for key in found) and not (output / "results" / "curve-1.png").exists()
+
+
+def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_path: Path) -> None:
+    page = {key: value for key, value in numbers(run[1]).items() if not key.endswith(".verdict")}
+    verdicts = {f"versus.{m}.{x}.verdict": "ties" for m in ("prompting", "mean_act") for x in MEASURES}
+    kept = tmp_path / "kept"
+    stored.save(kept, page | verdicts, stored.load(run[0] / "kept").pictures or {})
+    other = tmp_path / "other.json"
+    changed = {"counts.seed": 7, "heldout.prompting.concept": 0.625, "interval.heldout.prompting.concept": [0.5, 0.75],
+               "versus.mean_act.joint.verdict": "wins", "versus.mean_act.joint": 0.25, "interval.versus.mean_act.joint": [0.1, 0.4]}
+    other.write_text(json.dumps(page | verdicts | changed))
+    output = tmp_path / "docs"
+    assert main(["results", "--output", str(output), "--from", str(kept), "--again", str(other)]) == 0
+    flat, text = numbers(output), (output / "results.md").read_text(encoding="utf-8")
+    assert (flat["again.compared"], flat["again.same"]) == (12, 11)
+    assert flat["again.differ"] == {"mean_act.joint": ["ties", "wins"]}
+    part = text.partition("## With another seed")[2].partition("\n## ")[0]
+    assert "Mean-AcT, all three (ties / wins)." in part and f"| seed {page['counts.seed']} | seed 7 |" in part
+    assert "| 62 % (50 to 75) |" in part and "| **wins** +25 (+10 to +40) |" in part
+    assert flat["again.7.heldout.prompting.concept"] == 0.625 and flat["heldout.prompting.concept"] == page["heldout.prompting.concept"]
+    assert "- **Another seed**" not in text
+    # Drawn again from the page itself they stay; named anew, only what is named is there.
+    assert main(["results", "--output", str(output), "--from", str(output)]) == 0
+    assert (output / "results.md").read_text(encoding="utf-8") == text
+    third = tmp_path / "third.json"
+    third.write_text(json.dumps(page | verdicts | {"counts.seed": 8}))
+    assert main(["results", "--output", str(output), "--from", str(output), "--again", str(third)]) == 0
+    assert {key.split(".")[1] for key in numbers(output) if key.startswith("again.")} == {"8", "same", "compared", "differ"}
+    assert numbers(output)["again.differ"] == {} and "Those that differ, this page's first:\nnone." in (output / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({}, "have the seed"), ({"counts.seed": 7, "hypernetwork.sites": 1}, "hypernetwork.sites = 1"), ({"counts.seed": None}, "lacks 'counts.seed'")],
+)
+def test_a_run_that_differs_in_more_than_its_seed_is_refused(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict, words: str
+) -> None:
+    other, output = tmp_path / "other.json", tmp_path / "docs"
+    other.write_text(json.dumps(numbers(run[1]) | change))
+    assert main(["results", "--output", str(output), "--from", str(run[0] / "kept"), "--again", str(other)]) == 2
+    text = capsys.readouterr().err.strip()
+    assert words in text and text.endswith(".") and "\n" not in text and not output.exists()
 
 
 @pytest.mark.parametrize("words", ["seeds", "seeds=nowhere.json", "seeds/1=nowhere.json", "a.b/1=x.json", "/1=x.json"])

@@ -1,0 +1,71 @@
+"""Runs of the results command with another seed, so on other scenes and noise: do the conclusions of the page hold there?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import FileError
+from .results import COMPARED
+from .stored import read_numbers
+
+Flat = Mapping[str, Any]
+MEASURES = ("concept", "subject", "colour", "joint", "place", "error")
+SAME = ("hypernetwork.training", "hypernetwork.sites", "counts.heldout")
+
+
+def read(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """The numbers of runs of the results command. Raises FileError."""
+    return [read_numbers(file, ("command", "concepts", "seconds", "counts.seed")) for file in files]
+
+
+def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, Any]:
+    """Of each run: concept named by each method, verdicts with their differences, and what `kept` names, with intervals,
+    under `again.SEED.KEY`; `again.compared` verdicts that the page and a run both have, `again.same` of them, and
+    `again.differ`: {"METHOD.MEASURE": verdicts, the page's first} of the others. {} without runs.
+
+    Raises FileError for a seed that is there already and for another hypernetwork.
+    """
+    found: dict[str, Any] = {}
+    seen, same, compared = [flat.get("counts.seed")], 0, 0
+    differ: dict[str, list[str]] = {}
+    for run in runs:
+        seed = run["counts.seed"]
+        if seed in seen:
+            raise FileError(f"Two of these runs have the seed {seed}, expected another in each: measure one again with another "
+                            "--seed")
+        seen.append(seed)
+        for key in SAME:
+            if run.get(key) != flat.get(key):
+                raise FileError(f"The run with seed {seed} has {key} = {run.get(key)}, expected the page's {flat.get(key)}: "
+                                "only the seed may differ, so measure it again with the same weights and concepts")
+        keys = [*kept, *(f"heldout.{method}.concept" for method in ("ours_text", "ours_image", *COMPARED))]
+        for method in COMPARED:
+            for measure in MEASURES:
+                key = f"versus.{method}.{measure}"
+                keys += [key, f"{key}.verdict"]
+                mine, other = flat.get(f"{key}.verdict"), run.get(f"{key}.verdict")
+                if mine and other:
+                    compared += 1
+                    same += mine == other
+                    if mine != other:
+                        differ.setdefault(f"{method}.{measure}", [mine]).append(other)
+            keys.append(f"versus.{method}.concepts")
+        for key in keys:
+            if run.get(key) is not None:
+                found[f"again.{seed}.{key}"] = run[key]
+                if f"interval.{key}" in run:
+                    found[f"interval.again.{seed}.{key}"] = run[f"interval.{key}"]
+    return {**found, "again.same": same, "again.compared": compared, "again.differ": differ} if runs else {}
+
+
+def seeds(flat: Flat) -> list[int]:
+    """The other seeds on a page, smallest first."""
+    parts = {key.split(".")[1] for key in flat if key.startswith("again.")}
+    return sorted(int(part) for part in parts if part.isdigit())
+
+
+def without(flat: Flat) -> dict[str, Any]:
+    """All else of a page."""
+    return {key: value for key, value in flat.items() if not key.startswith(("again.", "interval.again."))}

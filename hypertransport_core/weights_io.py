@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .encoders.base import ConceptEmbedding, EncoderError, average, centre, stack
-from .files import AGAIN, FileError, check_fits, load_file, save_file, sites_from_header, sites_to_header
+from .files import AGAIN, FileError, check_fits, load_file, read_header, save_file, sites_from_header, sites_to_header
 from .hypernetworks import Hypernetwork, build_hypernetwork
 from .network_state import built
 from .transport import TransportMaps
@@ -97,6 +97,15 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
                         f"{[tuple(mean.shape) for mean in means.values()]}, expected {width} as its network has: "
                         f"{AGAIN}")
     return HypernetworkFile(network.requires_grad_(False).train(False), means, header, path)
+
+
+def record_measured(path: str | Path, measured: Mapping[str, Any]) -> None:
+    """Write what was measured of a hypernetwork into its file's header as `measured`, in place of what was there; weights
+    and all else stay. measured: JSON-able. Raises FileError; the file then is as it was."""
+    tensors, header = load_file(path, HYPERNETWORK)
+    _, spec, _ = read_header(path)
+    save_file(path, tensors, HYPERNETWORK, {**header, "measured": dict(measured)},
+              {key: value for key, value in spec.items() if key.startswith("modelspec.")})
 
 
 def save_maps(path: str | Path, maps: TransportMaps | Sequence[TransportMaps], *, family: str = "",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline, weights_file
+from ..pipeline import JUDGE_FILE, WEIGHTS, Pipeline, find_hypernetwork, weights_file
 from . import CommandError
 from .options import add_weights_options, image_adapter, methods_with
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 QUICK: dict[str, Any] = {"concepts": 12, "prompts": 8, "fit_concepts": 1, "world": 102, "renders": 500}
 QUICK_FIT_BATCH = 4
+RECORDED = ("concept", "subject", "colour", "joint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sheet", type=Path, default=None, metavar="FILE.png", help="write one picture per concept and method as well"
     )
+    parser.add_argument(
+        "--record", action="store_true", help="write the shares into the header of the hypernetwork's file as well"
+    )
     add_weights_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on the way")
 
@@ -100,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
     from ..evaluation.report import flatten, table, write_json, write_sheet
     from ..evaluation.runner import evaluate
     from ..postcard.judge import Judge
+    from ..weights_io import record_measured
 
     folder = WEIGHTS if options.weights is None else options.weights
     judge = Judge.load(weights_file(folder, JUDGE_FILE))
@@ -112,12 +118,21 @@ def run(options: argparse.Namespace) -> int:
     write_json(options.json, flat)
     if options.sheet is not None:
         write_sheet(options.sheet, result, settings.methods)
+    if options.record:
+        record_measured(find_hypernetwork(folder, options.hypernetwork), _recorded(flat, settings))
     print(table(flat))
     print(
         f"\n{options.json}: {result.images} pictures of {len(result.heldout)} held-out concepts in "
         f"{result.seconds / 60:.1f} minutes"
     )
     return 0
+
+
+def _recorded(flat: Mapping[str, Any], settings: EvaluationSettings) -> dict[str, Any]:
+    """Shares of every method on held-out concepts with their intervals, and on what."""
+    shares = [f"heldout.{method}.{measure}" for method in settings.methods for measure in RECORDED]
+    keys = ["counts.heldout", "counts.prompts", "counts.steps", *shares, *(f"interval.{key}" for key in shares)]
+    return {"seed": settings.seed, **{key: flat[key] for key in keys if flat.get(key) is not None}}
 
 
 def settings_of(options: argparse.Namespace) -> EvaluationSettings:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypertransport_core.evaluation.methods import METHODS, reference, stratifie
 from hypertransport_core.evaluation.report import clean, flatten, table
 from hypertransport_core.evaluation.runner import EvaluationSettings, evaluate
 from hypertransport_core.evaluation.second_clip import SecondClip
-from hypertransport_core.files import FileError, load_file, save_file
+from hypertransport_core.files import FileError, load_file, read_header, save_file
 from hypertransport_core.fitting import LowRank
 from hypertransport_core.fitting.image_adapter import ImageAdapter, ImageAdapterFile, ImagePrompt
 from hypertransport_core.pipeline import JUDGE_FILE, Pipeline
@@ -269,6 +270,24 @@ def test_the_command_writes_its_report(folder: Path, tmp_path: Path, capsys: pyt
     without = json.loads(path.read_text())
     assert without.get("judge.renders") is None and without.get("postcard.subject") is None
     assert without["heldout.ours_text.concept"] == report["heldout.ours_text.concept"]
+
+
+def test_what_was_measured_can_go_into_the_weights(folder: Path, tmp_path: Path) -> None:
+    weights, before = tmp_path / "own.safetensors", folder / "postcard_hypernetwork.safetensors"
+    shutil.copy(before, weights)
+    arguments = ["--concepts", "2", "--prompts", "1", "--steps", "1", "--rise-prompts", "1", "--methods", "ours_text,prompting"]
+    run = ["evaluate", "--weights", str(folder), "--hypernetwork", str(weights), "--json", str(tmp_path / "r.json"), "--quiet"]
+    assert main([*run, *arguments, "--no-world"]) == 0 and weights.read_bytes() == before.read_bytes()
+    for seed in (5, 6):  # the second takes the place of the first
+        assert main([*run, *arguments, "--no-world", "--record", "--seed", str(seed)]) == 0
+    (tensors, old), (now, header) = load_file(before), load_file(weights)
+    report, measured = json.loads((tmp_path / "r.json").read_text()), header.pop("measured")
+    assert header == old and all(torch.equal(now[name], tensor) for name, tensor in tensors.items()) and len(now) == len(tensors)
+    first, second = ({key: value for key, value in read_header(file)[1].items() if key != "hypertransport"} for file in (before, weights))
+    assert first == second and measured["seed"] == 6 and measured["counts.heldout"] == 2
+    assert measured["heldout.ours_text.concept"] == report["heldout.ours_text.concept"]
+    assert {key: report[key] for key in measured if key != "seed"} == {key: value for key, value in measured.items() if key != "seed"}
+    assert "interval.heldout.prompting.concept" in measured and None not in measured.values()
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,8 @@ class Trainer:
         self.since_best = 0 if improved else self.since_best + 1
         self.best = text["loss"] if improved else self.best
         log.info(
-            "step %d validation %.4f (pictures %s) | identity %.4f | mean map %.4f | scale departs %.3f, shift %.3f "
-            "sd%s",
+            "step %d validation %.4f (pictures %s) | identity %.4f | mean map %.4f | scale departs %.3f, shift %.3f%s"
+            "%s",
             self.step,
             text["loss"],
             f"{found['validation_image']:.4f}" if images is not None else "-",
@@ -183,6 +183,7 @@ class Trainer:
             mean_map,
             scale,
             shift,
+            " sd" if self.config.standardise else "",
             " | best" if improved else "",
         )
         if improved:

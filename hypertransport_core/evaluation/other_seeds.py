@@ -21,7 +21,7 @@ def read(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, Any]:
-    """Of each run: concept named by each method, verdicts with their differences, and what `kept` names, with intervals,
+    """Of each run: its command, concept named by each method, verdicts with their differences, and what `kept` names, with intervals,
     under `again.SEED.KEY`; `again.compared` verdicts that the page and a run both have, `again.same` of them, and
     `again.differ`: {"METHOD.MEASURE": verdicts, the page's first} of the others. {} without runs.
 
@@ -40,7 +40,7 @@ def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, An
             if run.get(key) != flat.get(key):
                 raise FileError(f"The run with seed {seed} has {key} = {run.get(key)}, expected the page's {flat.get(key)}: "
                                 "only the seed may differ, so measure it again with the same weights and concepts")
-        keys = [*kept, *(f"heldout.{method}.concept" for method in ("ours_text", "ours_image", *COMPARED))]
+        keys = ["command", *kept, *(f"heldout.{method}.concept" for method in ("ours_text", "ours_image", *COMPARED))]
         for method in COMPARED:
             for measure in MEASURES:
                 key = f"versus.{method}.{measure}"

@@ -301,7 +301,9 @@ def _again(flat: Flat) -> str:
         if any(f"{at}versus.{m}.joint.verdict" in flat for at, _ in found[1:])
     ]
     goals = [[words, *(formatted(flat, at + key, "%~") for at, _ in found)] for words, key, _, _ in GOALS]
+    commands = "; ".join(f"`{flat[f'{at}command']}`" for at, _ in found[1:])
     return "\n\n".join((
+        f"Run again: {commands}.",
         table(["concept named, strength 1", *head], named),
         table(["all three right, words minus the method, points", *head], minus),
         table(["goal", *head], goals),

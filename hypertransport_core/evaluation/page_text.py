@@ -88,7 +88,7 @@ side, but no gradients.
 [[if:again.compared]]
 ## With another seed
 
-The same command run again with other scenes and other noise, on the same weights. Of [[again.compared|n]] verdicts as in the
+Measured again on other scenes with other noise, with the same weights. Of [[again.compared|n]] verdicts as in the
 table above (methods times measures), [[again.same|n]] are the same. Those that differ, this page's first:
 [[table:differ]].
 

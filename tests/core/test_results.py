@@ -179,6 +179,8 @@ def test_the_page_in_the_repository_is_what_its_numbers_give(tmp_path: Path) -> 
     flat = stored.load(docs).flat
     names = [path.name for path in (docs / "results").iterdir()]
     again = "draw it again: python -m hypertransport_core results --output docs --from docs"
+    blocks = {key for _, key, _ in page_module.BLOCK.findall(TEMPLATE)}
+    assert blocks <= flat.keys() | {"again.compared"}, "a block for a key that no run has would be dropped without a word"
     assert page_module.page(flat, names) == (docs / "results.md").read_text(encoding="utf-8"), again
     page_module.write_csv(tmp_path / "results.csv", flat)
     assert (tmp_path / "results.csv").read_bytes() == (docs / "results.csv").read_bytes(), again
@@ -264,7 +266,7 @@ def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_pa
     assert "Mean-AcT, all three (ties / wins)." in part and f"| seed {page['counts.seed']} | seed 7 |" in part
     assert "| 62 % (50 to 75) |" in part and "| **wins** +25 (+10 to +40) |" in part
     assert flat["again.7.heldout.prompting.concept"] == 0.625 and flat["heldout.prompting.concept"] == page["heldout.prompting.concept"]
-    assert "- **Another seed**" not in text
+    assert f"Run again: `{page['command']}`." in part and "- **Another seed**" not in text
     # Drawn again from the page itself they stay; named anew, only what is named is there.
     assert main(["results", "--output", str(output), "--from", str(output)]) == 0
     assert (output / "results.md").read_text(encoding="utf-8") == text

@@ -76,7 +76,12 @@ def section(numbers: dict[str, Any]) -> str:
         f"right subject and colour before, {numbers['removal.negative.joint']:.0%} show none and keep both.\nThe world itself: prompts that name a "
         f"concept show it in {numbers['postcard.concept']:.0%}, the subject in {numbers['postcard.subject']:.0%}, its "
         f"colour in {numbers['postcard.colour']:.0%} of the pictures; the judge is right on "
-        f"{numbers['judge.renders']:.1%} of fresh renders.",
+        f"{numbers['judge.renders']:.1%} of fresh renders."
+        + "".join(
+            f"\nMeasured again on other scenes with other noise (seed {seed}): {share(f'again.{seed}.{words}')} from words, "
+            f"{share(f'again.{seed}.{picture}')} from one picture."
+            for seed in sorted(key.split(".")[1] for key in numbers if key.startswith("again.") and key.endswith(f".{words}"))
+        ),
         "![Twelve held-out concepts, every method's picture of the same scene](docs/results/gallery-1.jpg)",
     ]
     return "\n" + "\n\n".join(paragraphs) + "\n\n"

@@ -22,13 +22,13 @@ def read(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, Any]:
     """Of each run: its command, concept named by each method, verdicts with their differences, and what `kept` names, with intervals,
-    under `again.SEED.KEY`; `again.compared` verdicts that the page and a run both have, `again.same` of them, and
-    `again.differ`: {"METHOD.MEASURE": verdicts, the page's first} of the others. {} without runs.
+    under `again.SEED.KEY`; `again.compared` verdicts that the page and a run both have, `again.same` of them,
+    `again.reversed` from a win to a loss or back, and `again.differ`: {"METHOD.MEASURE": verdicts, the page's first} of the others. {} without runs.
 
     Raises FileError for a seed that is there already and for another hypernetwork.
     """
     found: dict[str, Any] = {}
-    seen, same, compared = [flat.get("counts.seed")], 0, 0
+    seen, same, compared, turned = [flat.get("counts.seed")], 0, 0, 0
     differ: dict[str, list[str]] = {}
     for run in runs:
         seed = run["counts.seed"]
@@ -49,6 +49,7 @@ def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, An
                 if mine and other:
                     compared += 1
                     same += mine == other
+                    turned += {mine, other} == {"wins", "loses"}
                     if mine != other:
                         differ.setdefault(f"{method}.{measure}", [mine]).append(other)
             keys.append(f"versus.{method}.concepts")
@@ -57,7 +58,8 @@ def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, An
                 found[f"again.{seed}.{key}"] = run[key]
                 if f"interval.{key}" in run:
                     found[f"interval.again.{seed}.{key}"] = run[f"interval.{key}"]
-    return {**found, "again.same": same, "again.compared": compared, "again.differ": differ} if runs else {}
+    counts = {"again.compared": compared, "again.same": same, "again.reversed": turned, "again.differ": differ}
+    return {**found, **counts} if runs else {}
 
 
 def seeds(flat: Flat) -> list[int]:

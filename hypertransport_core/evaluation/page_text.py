@@ -89,7 +89,8 @@ side, but no gradients.
 ## With another seed
 
 Measured again on other scenes with other noise, with the same weights. Of [[again.compared|n]] verdicts as in the
-table above (methods times measures), [[again.same|n]] are the same. Those that differ, this page's first:
+table above (methods times measures), [[again.same|n]] are the same and [[again.reversed|n]] turned round (a win to a loss, or back). Those that differ, this
+page's first:
 [[table:differ]].
 
 [[table:again]]

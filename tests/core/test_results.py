@@ -15,7 +15,7 @@ from PIL import Image
 
 from hypertransport_core.commands import main, results
 from hypertransport_core.commands.results import settings_of
-from hypertransport_core.evaluation import charts, page as page_module, stored, studies as studies_module
+from hypertransport_core.evaluation import charts, other_seeds, page as page_module, stored, studies as studies_module
 from hypertransport_core.evaluation.bootstrap import ratio_interval
 from hypertransport_core.evaluation.measures import fresh_scenes
 from hypertransport_core.evaluation.methods import EVERY, Ridge, reference
@@ -260,7 +260,7 @@ def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_pa
     output = tmp_path / "docs"
     assert main(["results", "--output", str(output), "--from", str(kept), "--again", str(other)]) == 0
     flat, text = numbers(output), (output / "results.md").read_text(encoding="utf-8")
-    assert (flat["again.compared"], flat["again.same"]) == (12, 11)
+    assert (flat["again.compared"], flat["again.same"], flat["again.reversed"]) == (12, 11, 0)
     assert flat["again.differ"] == {"mean_act.joint": ["ties", "wins"]}
     part = text.partition("## With another seed")[2].partition("\n## ")[0]
     assert "Mean-AcT, all three (ties / wins)." in part and f"| seed {page['counts.seed']} | seed 7 |" in part
@@ -272,9 +272,12 @@ def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_pa
     assert (output / "results.md").read_text(encoding="utf-8") == text
     third = tmp_path / "third.json"
     third.write_text(json.dumps(page | verdicts | {"counts.seed": 8}))
+    fourth = json.dumps(page | dict.fromkeys(verdicts, "wins") | {"counts.seed": 9})
+    lost = page | dict.fromkeys(verdicts, "loses")
+    assert other_seeds.added(lost, [json.loads(fourth)], [])["again.reversed"] == 12
     assert main(["results", "--output", str(output), "--from", str(output), "--again", str(third)]) == 0
-    assert {key.split(".")[1] for key in numbers(output) if key.startswith("again.")} == {"8", "same", "compared", "differ"}
-    assert numbers(output)["again.differ"] == {} and "Those that differ, this page's first:\nnone." in (output / "results.md").read_text(encoding="utf-8")
+    assert {key.split(".")[1] for key in numbers(output) if key.startswith("again.")} == {"8", "same", "compared", "reversed", "differ"}
+    assert numbers(output)["again.differ"] == {} and "page's first:\nnone." in (output / "results.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

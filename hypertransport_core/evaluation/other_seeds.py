@@ -21,9 +21,10 @@ def read(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, Any]:
-    """Of each run: its command, concept named by each method, verdicts with their differences, and what `kept` names, with intervals,
-    under `again.SEED.KEY`; `again.compared` verdicts that the page and a run both have, `again.same` of them,
-    `again.reversed` from a win to a loss or back, and `again.differ`: {"METHOD.MEASURE": verdicts, the page's first} of the others. {} without runs.
+    """Of each run, under `again.SEED.KEY`: its command, concept named by each method, verdicts with their differences, and
+    what `kept` names, with intervals. Of all: `again.compared` verdicts that the page and a run both have, `again.same` of
+    them, `again.reversed` from a win to a loss or back, `again.differ`, {"METHOD.MEASURE": verdicts, the page's first} of
+    those that are not the same. {} without runs.
 
     Raises FileError for a seed that is there already and for another hypernetwork.
     """

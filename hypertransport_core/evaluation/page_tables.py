@@ -71,15 +71,11 @@ def _at_best(flat: Flat) -> str:
 
 
 def _versus(flat: Flat, prefix: str = "versus", own: str = "words") -> str:
-    measures = ("concept", "subject", "colour", "joint", "place", "error")
     rows = []
     for m in COMPARED:
         if f"{prefix}.{m}.concepts" not in flat:
             continue
-        cells = []
-        for measure in measures:
-            key = f"{prefix}.{m}.{measure}"
-            cells.append(decided(flat, key))
+        cells = [decided(flat, f"{prefix}.{m}.{measure}") for measure in other_seeds.MEASURES]
         rows.append([TITLES[m], formatted(flat, f"{prefix}.{m}.concepts", "n"), *cells])
     head = [f"HyperTransport, {own}, against", "concepts", "concept", "subject", "colour", "all three", "place", "error"]
     return table(head, rows)

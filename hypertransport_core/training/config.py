@@ -268,10 +268,8 @@ class TrainingConfig:
                 'paired_weight above 0 and inputs = "target", which are what it serves: change one of them.'
             )
         if self.training_samples > self.prompts_per_concept:
-            raise ConfigError(
-                f"training_samples is {self.training_samples}, expected at most prompts_per_concept = "
-                f"{self.prompts_per_concept}: lower it, or set it to 0 for all."
-            )
+            most = f"at most prompts_per_concept = {self.prompts_per_concept}"
+            raise ConfigError(f"training_samples is {self.training_samples}, expected {most}: lower it, or set it to 0 for all.")
         for name in ("partial_share", "removal_share", "training_samples"):
             if getattr(self, name) > 0 and (not self.store_predictions or self.transport_weight > 0):
                 raise ConfigError(

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .sites import Site
 from .steering import Forward, shadowed
 
-POOLINGS = ("mean", "mean_std", "tokens")
+MOMENTS = {"mean": 1, "mean_std": 2, "mean_quarters": 5}
+"""What a pooling keeps of a channel over tokens or pixels: so many numbers, the mean first."""
+POOLINGS = (*MOMENTS, "tokens")
 
 
 class CaptureError(RuntimeError):
@@ -29,7 +32,8 @@ class PooledCapture:
     It must be entered last, after any `Steering.installed`, and then sees steered outputs (LinEAS §3: ξ with all
     earlier maps active). The network computes what it would without it. If it runs several times, the last counts.
 
-    pooling: "mean" over tokens or pixels; "mean_std": mean, then standard deviation (population); "tokens": not pooled.
+    pooling: "mean" over tokens or pixels; "mean_std": mean, then standard deviation (population); "mean_quarters": mean,
+        then the means of the lowest to the highest quarter of the tokens; "tokens": not pooled.
     stop_after_last_site: end the network call, and with it the `with` block, as soon as every site was seen once; what
         follows the call inside the block is then not run.
     """
@@ -59,8 +63,8 @@ class PooledCapture:
         return isinstance(error, _AllSitesSeen) and error.args[0] is self
 
     def features(self) -> Tensor:
-        """Pooled outputs of all sites, fp32, with gradients: (B, Σ C) for "mean"; for "mean_std" (B, 2 Σ C), all means
-        before all standard deviations. Raises CaptureError when a site was not called, or with pooling "tokens".
+        """Pooled outputs of all sites, fp32, with gradients: (B, `MOMENTS[pooling]` Σ C), all means first, then the next
+        moment of all sites. Raises CaptureError when a site was not called, or with pooling "tokens".
         """
         if self.pooling == "tokens":
             raise CaptureError("Sites of different widths do not fit one tensor as tokens; read them with `tokens()`.")
@@ -102,12 +106,16 @@ class PooledCapture:
 
 
 def _pool(output: Tensor, site: Site, pooling: str) -> tuple[Tensor, ...]:
-    """(tokens,), (mean,) or (mean, std) of an output (B, ..., C) or (B, C, ...); moments in fp32."""
+    """(tokens,), or the moments (B, C) of an output (B, ..., C) or (B, C, ...), in fp32."""
     tokens = output.movedim(site.channel_dim, -1).flatten(1, -2)
     if pooling == "tokens":
         return (tokens.clone(),)  # an in-place residual add after the site would change what was captured
     mean = tokens.mean(1, dtype=torch.float32)
     if pooling == "mean":
         return (mean,)
+    if pooling == "mean_quarters":
+        ordered = tokens.float().sort(1).values
+        # Shares of a token between two quarters, where four do not divide their number.
+        return mean, *functional.adaptive_avg_pool1d(ordered.transpose(1, 2), 4).unbind(-1)
     variance = (tokens.float() - mean[:, None]).square().mean(1)
     return mean, (variance + 1e-12).sqrt()  # the root has no gradient at 0

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..capture import PooledCapture
+from ..capture import MOMENTS, PooledCapture
 from ..checkpoints import load_checkpoint
 from ..concepts import Concept
 from ..encoders.base import unit
@@ -145,9 +145,9 @@ class DataFolder:
                     f"The data in {self.folder} lack the site '{site.path}', expected all {len(self.sites)} sites of "
                     f"'{self.config.site_set}': choose another data folder, or collect anew with collect_site_set."
                 )
-        if header["pooling"] != self.pooling and self.pooling == "mean_std":
+        if header["pooling"] != self.pooling and self.pooling != "mean":  # which is part of every other
             raise ConfigError(
-                f"The data in {self.folder} were pooled as '{header['pooling']}', expected 'mean_std': choose "
+                f"The data in {self.folder} were pooled as '{header['pooling']}', expected '{self.pooling}': choose "
                 "another data folder."
             )
         self.pooling = header["pooling"]
@@ -158,8 +158,8 @@ class DataFolder:
             return None
         where = site_slices(self.collected_sites)
         index = torch.cat([torch.arange(where[site.path].start, where[site.path].stop) for site in self.sites])
-        moments = 2 if self.config.pooling == "mean_std" else 1
-        return torch.cat([index + moment * total_channels(self.collected_sites) for moment in range(moments)])
+        width = total_channels(self.collected_sites)
+        return torch.cat([index + moment * width for moment in range(MOMENTS[self.config.pooling])])
 
     def path_of(self, concept: Concept) -> Path:
         """The file of a concept: its words, made harmless, and a hash that keeps similar ones apart."""

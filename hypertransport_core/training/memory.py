@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..capture import MOMENTS
 from ..hypernetworks import build_hypernetwork
 from ..measuring import frozen
 from ..objective import leaf
@@ -114,7 +115,7 @@ class DevicePlan:
 def disk_plan(world: World, data: DataFolder, config: TrainingConfig) -> DiskPlan:
     """Exact up to the few kilobytes of each file's header, and to tables with values too large for half precision."""
     concepts = world.concepts.everything
-    width = total_channels(data.collected_sites) * (2 if data.pooling == "mean_std" else 1)
+    width = total_channels(data.collected_sites) * MOMENTS[data.pooling]
     levels, samples, e = len(data.levels), config.prompts_per_concept * config.samples_per_prompt, world.encoder.width
     statistics = len(concepts) * levels * config.blocks * width * 2 + 2 * levels * width * 4
     predictions = len(concepts) * levels * samples * math.prod(world.backbone.latent_shape) * 2
@@ -276,7 +277,7 @@ def device_plan(
 
 def _material(world: World, data: DataFolder, config: TrainingConfig, scene: str) -> int:
     """What validation keeps from one time to the next, and a step while its rows are ranked or run."""
-    width = total_channels(data.sites) * (2 if config.pooling == "mean_std" else 1) * 4
+    width = total_channels(data.sites) * MOMENTS[config.pooling] * 4
     conditioning = world.backbone.encode([scene])
     text = conditioning.numel() * conditioning.element_size() if isinstance(conditioning, Tensor) else 0
     row = 2 * 4 * math.prod(world.backbone.latent_shape) + text

@@ -1,12 +1,13 @@
 """What captures see: pooled outputs after steering, with gradients, and nothing left behind."""
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from small_networks import random_maps, small_dit, small_unet, traces, unet_inputs
 
 from hypertransport_core.capture import CaptureError, PooledCapture
-from hypertransport_core.sites import find_sites, site_module, site_slices, total_channels
+from hypertransport_core.sites import Site, find_sites, site_module, site_slices, total_channels
 from hypertransport_core.steering import Steering
 from hypertransport_core.transport import TransportMaps
 
@@ -34,17 +35,35 @@ def test_moments_of_every_site(kind):
         out = network(*inputs)
     with PooledCapture(network, sites, "mean_std") as both:
         network(*inputs)
+    with PooledCapture(network, sites, "mean_quarters") as quarters:
+        network(*inputs)
     with PooledCapture(network, sites, "tokens") as tokens:
         network(*inputs)
     assert torch.equal(out, network(*inputs)) and traces(network) == []
     assert mean.features().shape == (3, width) and both.features().shape == (3, 2 * width)
     assert torch.equal(both.features()[:, :width], mean.features())
+    assert torch.equal(quarters.features()[:, :width], mean.features()) and quarters.features().shape == (3, 5 * width)
     for site, captured in zip(sites, tokens.tokens()):
         where = site_slices(sites)[site.path]
         assert torch.equal(captured, expected[site.path])
         torch.testing.assert_close(mean.features()[:, where], captured.mean(1))
         deviation = both.features()[:, width:][:, where]
         torch.testing.assert_close(deviation, captured.std(1, correction=0), atol=1e-5, rtol=1e-4)
+        assert captured.shape[1] % 4 == 0
+        laws = np.sort(captured.detach().numpy(), axis=1).reshape(3, 4, -1, site.channels).mean(2)
+        found = quarters.features()[:, width:].unflatten(1, (4, width))[:, :, where]
+        torch.testing.assert_close(found, torch.from_numpy(laws), atol=1e-5, rtol=1e-4)
+
+
+def test_quarters_where_four_do_not_divide_the_tokens():
+    values = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 0.0])[None, :, None]
+    network = torch.nn.Sequential(torch.nn.Identity())
+    with PooledCapture(network, [Site("0", "mlp", 1, -1)], "mean_quarters") as capture:
+        network(values)
+    torch.testing.assert_close(capture.features(), torch.tensor([[2.5, 0.5, 1.5, 3.5, 4.5]]))
+    with PooledCapture(network, [Site("0", "mlp", 1, -1)], "mean_quarters") as capture:
+        network(values[:, :1])
+    assert capture.features().tolist() == [[5.0] * 5]
 
 
 def test_sees_steered_outputs_and_pooling_commutes_with_the_map():

@@ -223,7 +223,7 @@ def gradients(loss: torch.Tensor, maps: TransportMaps) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [3, 8])
-@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+@pytest.mark.parametrize("pooling", ["mean", "mean_std", "mean_quarters"])
 def test_chunks_have_the_loss_and_gradient_of_the_whole(backbone: TinyBackbone, chunk: int, pooling: str) -> None:
     conditioning, noise, targets, paired, levels = material(backbone, 2, pooling=pooling)
     maps, options = free_maps(backbone.sites(), 2), dict(pooling=pooling, paired_targets=paired, paired_weight=0.5)

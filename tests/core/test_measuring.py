@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hypertransport_core.capture import PooledCapture
+from hypertransport_core.capture import MOMENTS, PooledCapture
 from hypertransport_core.measuring import MeasureError, levels_of, measure, next_latents, pooled_samples
 from tests.support.tiny_backbone import TinyBackbone
 
@@ -17,10 +17,10 @@ def backbone() -> TinyBackbone:
     return TinyBackbone()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+@pytest.mark.parametrize("pooling", ["mean", "mean_std", "mean_quarters"])
 def test_numbers_are_those_of_the_untouched_network(backbone: TinyBackbone, pooling: str) -> None:
     samples = pooled_samples(backbone, PROMPTS, SEEDS, backbone.sites(), steps=2, pooling=pooling, batch=3)
-    assert samples.shape == (2, 8, 48 * (2 if pooling == "mean_std" else 1)) and samples.dtype == torch.float32
+    assert samples.shape == (2, 8, 48 * MOMENTS[pooling]) and samples.dtype == torch.float32
     conditioning, x = backbone.encode([PROMPTS[i % 3] for i in SEEDS]), backbone.noise(SEEDS)
     for number, (level, following) in enumerate(((1.0, 0.5), (0.5, 0.0))):
         with torch.no_grad(), PooledCapture(backbone.network, backbone.sites(), pooling) as capture:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypertransport_core.capture import MOMENTS
 from hypertransport_core.concepts import spread
 from hypertransport_core.training import cli, samples
 from hypertransport_core.training.batches import draw
@@ -144,6 +145,21 @@ def test_every_way_of_training_takes_a_step(tmp_path, data, changes):
         found = one.advance()
     assert found["gradient_norm"] > 0
     one.validate()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_std", "mean_quarters"])
+def test_data_of_more_sites_and_moments_serve_a_run_with_fewer(tmp_path, pooling):
+    more = "mean_quarters" if pooling == "mean" else pooling
+    trainer(tmp_path / "all", tmp_path / "data", collect_site_set="all", pooling=more)
+    narrow = trainer(tmp_path / "norm", tmp_path / "data", site_set="norm", pooling=pooling)
+    own = trainer(tmp_path / "own", site_set="norm", pooling=pooling)
+    concept = own.train_concepts[0]
+    table = narrow.data.targets(concept, 0, 4)
+    assert table.shape == (4, MOMENTS[pooling] * narrow.network.channels)
+    torch.testing.assert_close(table, own.data.targets(concept, 0, 4), rtol=2e-3, atol=2e-3)
+    for shared, alone in zip(narrow.data.source(), own.data.source()):
+        torch.testing.assert_close(shared, alone)
+    assert narrow.advance()["gradient_norm"] > 0
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -82,6 +82,7 @@ def test_collecting_alone_is_not_refused_for_what_training_needs(tmp_path):
         {},
         {"store_predictions": True, "blocks": 4},
         {"pooling": "mean_std", "collect_site_set": "all", "sampling_steps": 3, "images_per_concept": 30},
+        {"pooling": "mean_quarters"},
     ],
 )
 def test_the_disk_plan_is_what_is_written(tmp_path, changes):

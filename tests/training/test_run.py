@@ -291,8 +291,9 @@ def test_data_are_shared_and_never_mistaken(tmp_path, whole, train, capsys):
     assert "were collected with seed = 0, expected 5" in capsys.readouterr().err
     assert train(tmp_path / "c", "--data", data, "--site-set", "norm") == 1
     assert "lack the site" in capsys.readouterr().err
-    assert train(tmp_path / "d", "--data", data, "--pooling", "mean_std") == 1
-    assert "were pooled as 'mean'" in capsys.readouterr().err
+    for pooling in ("mean_std", "mean_quarters"):
+        assert train(tmp_path / "d", "--data", data, "--pooling", pooling) == 1
+        assert f"were pooled as 'mean', expected '{pooling}'" in capsys.readouterr().err
 
 
 def test_an_encoder_of_another_width_is_refused(tmp_path, whole, train, monkeypatch, capsys):

@@ -187,12 +187,15 @@ def settings_of(options: argparse.Namespace) -> EvaluationSettings:
 def described(options: argparse.Namespace, settings: EvaluationSettings, pipeline: Pipeline) -> dict[str, object]:
     """What was evaluated, and how, beside the numbers."""
     from ..evaluation.methods import info_of
+    from ..files import content_checksum
 
-    sites = pipeline.hypernetwork.sites if pipeline.hypernetwork is not None else ()
+    network = pipeline.hypernetwork
+    sites = network.sites if network is not None else ()
     training = pipeline.header.get("training", {})
     return {
         **info_of(settings.fit),
         "quick": bool(options.quick),
+        "hypernetwork.checksum": None if network is None else content_checksum(network.state_dict(), network.kind, {})[:16],
         "hypernetwork.sites": len(sites),
         "hypernetwork.channels": sum(site.channels for site in sites),
         "hypernetwork.kinds": sorted({site.kind for site in sites}),

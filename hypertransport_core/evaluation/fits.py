@@ -68,12 +68,15 @@ SLIDERS = Kind[LowRank](
 
 @dataclass
 class Fitter:
-    """Per-concept fits on the sites of the hypernetwork, kept in memory and in a folder, with the seconds each took."""
+    """Per-concept fits on the sites of the hypernetwork, kept in memory and in a folder, with the seconds each took.
+
+    progress: hears the work done; spared: work that the cache spares, negative for a fit made once more."""
 
     pipeline: Pipeline
     sites: tuple[Site, ...]
     settings: FitSettings
     progress: Callable[[float, str], None] = lambda amount, text: None
+    spared: Callable[[float], None] = lambda amount: None
     seconds: dict[tuple[str, int], float] = field(default_factory=dict)
     from_cache: set[tuple[str, int]] = field(default_factory=set)
     _memory: dict[tuple[str, int], Any] = field(default_factory=dict)
@@ -137,6 +140,7 @@ class Fitter:
     def time_one(self, concept: str, iterations: int) -> None:
         """Make a LinEAS fit anew, whatever the cache holds, so that its seconds are those of this run."""
         cache, self.settings = self.settings, replace(self.settings, cache=None)
+        self.spared(-iterations * cost_of_step(self.settings))
         try:
             self._memory.pop(("lineas:" + concept, iterations), None)
             self.from_cache.discard(("lineas:" + concept, iterations))
@@ -190,14 +194,13 @@ class Fitter:
 
     def _kept(self, kind: Kind[Fitted], key: tuple[str, int], fit: Callable[[], Fitted], cost: float) -> Fitted:
         if key in self._memory:
-            self.progress(cost, key[0])
             return self._memory[key]
         path = self._path(key, kind.made_with(key[1]))
         found = self._cached(kind, path)
         if found is not None:
             self.seconds[key] = float(found.info.get("seconds", float("nan")))
             self.from_cache.add(key)
-            self.progress(cost, f"{key[0]}, from the cache")
+            self.spared(cost)
         else:
             started = time.perf_counter()
             found = fit()

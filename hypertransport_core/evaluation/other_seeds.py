@@ -12,7 +12,8 @@ from .stored import read_numbers
 
 Flat = Mapping[str, Any]
 MEASURES = ("concept", "subject", "colour", "joint", "place", "error")
-SAME = ("hypernetwork.training", "hypernetwork.sites", "counts.heldout")
+WEIGHTS = "hypernetwork.checksum"
+SAME = (WEIGHTS, "hypernetwork.training", "hypernetwork.sites", "counts.heldout")
 
 
 def read(files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -38,7 +39,8 @@ def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, An
                             "--seed")
         seen.append(seed)
         for key in SAME:
-            if run.get(key) != flat.get(key):
+            unknown = key == WEIGHTS and None in (run.get(key), flat.get(key))  # measured before there was one
+            if run.get(key) != flat.get(key) and not unknown:
                 raise FileError(f"The run with seed {seed} has {key} = {run.get(key)}, expected the page's {flat.get(key)}: "
                                 "only the seed may differ, so measure it again with the same weights and concepts")
         keys = ["command", *kept, *(f"heldout.{method}.concept" for method in ("ours_text", "ours_image", *COMPARED))]

@@ -15,7 +15,7 @@ from . import studies as study
 from .bootstrap import paired_interval, ratio_interval
 from .fits import SAMPLES, cost_of_slider_step, cost_of_step
 from .measures import STRENGTHS, mean, rank_correlation
-from .methods import EVERY
+from .methods import EVERY, QUICK_FITS
 from .report import MEASURES, MORE_MEASURES, clean, flatten, with_interval
 from .runner import EvaluationSettings, Session, speed, total_cost
 from .stored import Shown, as_bytes
@@ -339,6 +339,7 @@ def _cost(settings: ResultsSettings, session: Session) -> float:
         rows += fits * steps * cost_of_step(one.fit) if method in one.methods else 0
     if "slider_lora" in one.methods:
         rows += more.validation_fits * one.fit.slider_iterations * cost_of_slider_step()
+    rows += sum(method in one.methods for method in QUICK_FITS) * more.validation * 2 * SAMPLES
     if "ridge" in one.methods:
         rows += SAMPLES * (len(session.methods.train) + len(session.methods.validation))
     pictures = len(one.methods) * more.validation * len(GRID) * more.scenes + heldout * len(BEYOND) * one.prompts

@@ -91,6 +91,10 @@ class Progress:
         line = f"{share:4.0%}  {left} left  {text}"
         _tell(f"\r{line[:110]:<110}" if live else f"{line}\n")
 
+    def spared(self, amount: float) -> None:
+        """So much of the work need not be done."""
+        self.total = max(self.total - amount, 1.0)
+
     def finish(self) -> None:
         """End the line of a terminal."""
         if not self.quiet and sys.stderr.isatty():
@@ -166,7 +170,7 @@ class Session:
         names = stratified(heldout, len(heldout) if settings.concepts is None else settings.concepts)
         self.result = Result(names, stratified(names, settings.fit_concepts))
         self.progress = Progress(1.0, quiet)
-        self.fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings.fit, self.progress)
+        self.fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings.fit, self.progress, self.progress.spared)
         self.methods = Methods(pipeline, self.fitter, adapter)
         self.set_scenes(fresh_scenes(settings.prompts, settings.seed))
 

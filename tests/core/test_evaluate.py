@@ -230,14 +230,20 @@ def test_a_slider_is_kept_and_found_again(folder: Path, tmp_path: Path, monkeypa
 def test_only_fits_of_this_run_are_timed(folder: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.load(folder)
     settings = FitSettings(batch=4, cache=tmp_path, iterations=(2, 1))
-    Fitter(pipeline, pipeline.hypernetwork.sites, settings).lineas("neon", 2)
-    fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings)
+    progress = runner.Progress(1000.0, quiet=True)
+    kept = Fitter(pipeline, pipeline.hypernetwork.sites, settings, progress, progress.spared)
+    for _ in range(2):
+        kept.lineas("neon", 2)
+        assert (progress.done, progress.total) == (24, 1000)  # 2 steps of 4 samples, forward and backward; once
+    progress = runner.Progress(1000.0, quiet=True)
+    fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings, progress, progress.spared)
     fitter.lineas("neon", 2)
+    assert (progress.done, progress.total) == (0, 976)
     assert not fitter.fresh("lineas:", 2)
     fitter.seconds["lineas:neon", 2] = 1e6  # what the cache says of another day
     found = runner.speed(methods_module.Methods(pipeline, fitter), ["neon"], fitter)
     assert 0 < found["speed.fit_seconds"] < 1e5 and len(fitter.fresh("lineas:", 2)) == 1
-    assert fitter.settings.cache == tmp_path
+    assert fitter.settings.cache == tmp_path and (progress.done, progress.total) == (24, 1000)
 
 
 def test_the_command_writes_its_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

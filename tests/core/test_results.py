@@ -282,7 +282,8 @@ def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_pa
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({}, "have the seed"), ({"counts.seed": 7, "hypernetwork.sites": 1}, "hypernetwork.sites = 1"), ({"counts.seed": None}, "lacks 'counts.seed'")],
+    [({}, "have the seed"), ({"counts.seed": 7, "hypernetwork.sites": 1}, "hypernetwork.sites = 1"),
+     ({"counts.seed": 7, "hypernetwork.checksum": "0" * 16}, "hypernetwork.checksum = 0000"), ({"counts.seed": None}, "lacks 'counts.seed'")],
 )
 def test_a_run_that_differs_in_more_than_its_seed_is_refused(
     run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict, words: str

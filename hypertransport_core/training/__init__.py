@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .config import ConfigError, TrainingConfig, read_config
+from .config import ConfigError, TrainingConfig
+from .config_text import read_config
 from .presets import PRESETS, World, register_preset
 
 __all__ = ["PRESETS", "ConfigError", "TrainingConfig", "World", "read_config", "register_preset"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..concepts import Concept
+from ..encoders.base import unit
 from ..measuring import one_call
 from ..objective import align, paired_of_rows, transport_of_rows
 from ..sites import Site
@@ -68,7 +69,16 @@ def draw(step: int, bank: EmbeddingBank, scenes: int, levels: int, config: Train
     partial, removal = (config.partial_share, config.removal_share) if begun else (0.0, 0.0)
     strengths = torch.where(dice < partial, strengths, torch.ones(()))
     strengths = torch.where(dice >= 1 - removal, -torch.ones(()), strengths)
+    if config.embedding_mix:
+        embeddings = mixed(embeddings, config.embedding_mix, generator)
     return Draw(concepts, embeddings, chosen, seeds, used, strengths)
+
+
+def mixed(embeddings: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Unit vectors (K, E) of which a share is blended with another of them, by any parts."""
+    weights, dice = torch.rand(2, len(embeddings), 1, generator=generator)
+    blends = unit(torch.lerp(embeddings, embeddings[torch.randperm(len(embeddings), generator=generator)], weights))
+    return torch.where(dice < share, blends, embeddings)
 
 
 @dataclass

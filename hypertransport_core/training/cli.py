@@ -17,7 +17,8 @@ from ..files import FileError
 from ..hypernetworks import HypernetworkError
 from ..sites import SiteError
 from ..wasserstein import LossError
-from .config import ConfigError, TrainingConfig, parse_value, read_config
+from .config import ConfigError, TrainingConfig
+from .config_text import parse_value, read_config
 from .data import DataFolder
 from .distribution import Elsewhere, Group, join
 from .interruption import Interrupted

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from ..capture import POOLINGS
 from ..hypernetworks import SCALES
 from ..sites import SITE_SETS
-from ..toml_files import dump, parse
+from ..toml_files import dump
 
 
 class ConfigError(ValueError):
@@ -79,7 +78,7 @@ class TrainingConfig:
         "", "regular expression that site paths must contain; empty = all of the set", flags=("--sites",)
     )
     pooling: str = _setting(
-        "mean", "how activations are pooled for the transport loss", choices=tuple(p for p in POOLINGS if p != "tokens")
+        "mean", "what of a picture's tokens the transport loss compares", choices=tuple(p for p in POOLINGS if p != "tokens")
     )
     collect_site_set: str = _setting(
         "", "sites to collect statistics of, to serve several runs; empty = those of this run", choices=("", *SITE_SETS)
@@ -190,6 +189,13 @@ class TrainingConfig:
         0.0, "share of word embeddings that use another phrase for the concept", low=0.0, high=1.0
     )
     embedding_noise: float = _setting(0.1, "length of the Gaussian noise on a unit embedding", low=0.0, high=10.0)
+    teachers: str = _setting(
+        "", "hypernetwork files, separated by commas, trained on the same data: the mean of their maps is learned, without the "
+        "base model; empty = the losses above"
+    )
+    embedding_mix: float = _setting(
+        0.0, "share of embeddings blended with another concept's; with teachers, as a blend has no prompts", low=0.0, high=1.0
+    )
 
     learning_rate: float = _setting(3e-4, "of the trunk", low=0.0, high=10.0)
     head_learning_rate: float = _setting(1e-3, "of the last layer", low=0.0, high=10.0)
@@ -287,6 +293,11 @@ class TrainingConfig:
                 f"warm_start is {self.warm_start:g} with standardise = false, expected standardise = true, whose units the "
                 "closed form is in: change one of them."
             )
+        if self.embedding_mix > 0 and not self.teacher_files():
+            raise ConfigError(
+                f"embedding_mix is {self.embedding_mix:g} without teachers, expected some, who alone know what a blend of "
+                "concepts should do: name teachers or set embedding_mix to 0."
+            )
         if self.image_share > 0 and self.images_per_concept == 0:
             raise ConfigError(
                 f"image_share is {self.image_share:g} but images_per_concept is 0, expected at least 1 picture: "
@@ -295,12 +306,16 @@ class TrainingConfig:
 
     def with_values(self, values: Mapping[str, Any], where: str = "the settings") -> TrainingConfig:
         """A copy with other values. Raises ConfigError, for unknown names too."""
-        _check_names(values, where)
+        check_names(values, where)
         return replace(self, **values)
 
     def seed_of_data(self) -> int:
         """The seed that decides what is collected."""
         return self.seed if self.collect_seed < 0 else self.collect_seed
+
+    def teacher_files(self) -> list[str]:
+        """The files that `teachers` names."""
+        return [name.strip() for name in self.teachers.split(",") if name.strip()]
 
     def rows_per_pass(self) -> int:
         """Most rows in one call of the base model in training: whole concepts, or else a part of one."""
@@ -335,43 +350,8 @@ def timesteps_of(text: str) -> tuple[int, ...]:
     return tuple(steps)
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a TOML file of settings, names checked. Raises ConfigError."""
-    path = Path(path)
-    try:
-        values = parse(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(
-            f"The settings {path} cannot be read ({error.strerror or error}), expected a TOML file: check the path."
-        ) from error
-    except ValueError as error:
-        raise ConfigError(
-            f"The settings {path} are not proper TOML ({str(error).rstrip('.')}), expected lines like `steps = "
-            "2000`: correct it."
-        ) from error
-    _check_names(values, str(path))
-    return values
-
-
-def parse_value(name: str, text: str) -> Any:
-    """The value of a flag's text in the type of its field. Raises ConfigError."""
-    default: Any = next(spec.default for spec in fields(TrainingConfig) if spec.name == name)
-    if isinstance(default, bool):
-        if text.lower() in ("true", "yes", "1", "on"):
-            return True
-        if text.lower() in ("false", "no", "0", "off"):
-            return False
-        raise ConfigError(f"{name} is '{text}', expected true or false: correct it.")
-    if isinstance(default, str):
-        return text
-    try:
-        return type(default)(text)
-    except ValueError:
-        kind = "a whole number" if isinstance(default, int) else "a number"
-        raise ConfigError(f"{name} is '{text}', expected {kind}: correct it.") from None
-
-
-def _check_names(values: Mapping[str, Any], where: str) -> None:
+def check_names(values: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for the first name that is no setting. where: it stands, for the message."""
     from difflib import get_close_matches
 
     known = {spec.name for spec in fields(TrainingConfig)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import __version__
 from ..files import network_fingerprint, write_atomically
 from ..hypernetworks import Hypernetwork, build_hypernetwork
-from ..weights_io import save_hypernetwork
+from ..weights_io import load_hypernetwork, save_hypernetwork
 from .config import TrainingConfig
 from .data import DataFolder, network_device
 from .presets import World
@@ -146,6 +146,7 @@ def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, A
         "image_share",
         "phrase_share",
         "embedding_noise",
+        "embedding_mix",
         "learning_rate",
         "head_learning_rate",
         "ema",
@@ -166,6 +167,8 @@ def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, A
         },
         "versions": {"hypertransport": __version__, "torch": torch.__version__},
     }
+    if config.teacher_files():
+        summary["teachers"] = [load_hypernetwork(name).header.get("training", {}) for name in config.teacher_files()]
     try:
         report = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -14,11 +14,13 @@ from torch import nn
 
 from ..concepts import spread
 from ..hypernetworks import Hypernetwork, build_hypernetwork
-from .batches import Objective, draw
+from .batches import Draw, Objective, draw
 from .config import TrainingConfig
 from .data import DataFolder, derived_seed, network_device
+from .distilling import Teachers
 from .distribution import Group
 from .embeddings import check_width
+from .gradients import backward
 from .interruption import Interruption
 from .presets import World
 from .progress import Curves, Rate, log
@@ -57,6 +59,7 @@ class Trainer:
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimiser = _optimiser(self.network, config)
         self.objective = Objective(world, data, config)
+        self.teachers = Teachers(data, config, self.bank.means) if config.teacher_files() else None
         self.probe = self._probe()
         self.states = States(run, config.keep_last)
         self.step, self.window = 0, dict.fromkeys(MEASURED, 0.0)
@@ -129,7 +132,8 @@ class Trainer:
         batch = draw(self.step, self.bank, len(self.world.scenes), len(self.data.levels), config)
         self.network.train()
         self.optimiser.zero_grad(set_to_none=True)
-        found = shared_backward(self.group, self.network, self.objective, batch, self.train_concepts)
+        learn = self._through_the_model if self.teachers is None else self.teachers.backward
+        found = shared_backward(self.group, self.network, learn, batch)
         limit = config.gradient_clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit))
         if not math.isfinite(norm + found["loss"]):
@@ -144,6 +148,9 @@ class Trainer:
         follow(self.average, self.network, self.step, config.ema)
         found["gradient_norm"] = norm
         return found
+
+    def _through_the_model(self, network: Hypernetwork, batch: Draw) -> dict[str, float]:
+        return backward(network, self.objective, batch, self.train_concepts)
 
     # -- validation ---------------------------------------------------------------------------------------------------
 

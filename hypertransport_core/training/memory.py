@@ -265,6 +265,7 @@ def device_plan(
     if not train:
         return plan
     states, graph = hypernetwork_bytes(config, data.sites, world.encoder.width)
+    states += sum(2 * Path(name).stat().st_size for name in config.teacher_files() if Path(name).is_file())  # fp16 in files
     return replace(
         plan,
         states=states,

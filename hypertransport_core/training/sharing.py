@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..concepts import Concept
 from ..hypernetworks import Hypernetwork
 from ..transport import TransportMaps
-from .batches import Draw, Objective
+from .batches import Draw
 from .distribution import Group
-from .gradients import backward
 from .validation import MapsOf, Probe
 
 
-def shared_backward(
-    group: Group, network: Hypernetwork, objective: Objective, batch: Draw, train_concepts: Sequence[Concept]
-) -> dict[str, float]:
-    """`gradients.backward` where each process has its share of the step's concepts; then all hold the whole step's
-    gradient and losses. Shares may differ in size and may be empty: each counts by its concepts.
+Backward = Callable[[Hypernetwork, Draw], dict[str, float]]
+"""Adds the gradient of a step's mean loss over its concepts; returns losses: of the base model or of teachers."""
+
+
+def shared_backward(group: Group, network: Hypernetwork, backward: Backward, batch: Draw) -> dict[str, float]:
+    """`backward` where each process has its share of the step's concepts; then all hold the whole step's gradient and
+    losses. Shares may differ in size and may be empty: each counts by its concepts.
     """
     k, share = len(batch.concepts), group.share(len(batch.concepts))
     if group.count == 1:
-        return backward(network, objective, batch, train_concepts)
+        return backward(network, batch)
     found = dict.fromkeys(("loss", "transport", "paired"), 0.0)
     with group.together():
         if share.stop > share.start:
-            own = _part(batch, share, objective.samples)
-            found = backward(_seen_by(network, batch, share), objective, own, train_concepts)
+            own = _part(batch, share, len(batch.scenes) // k)
+            found = backward(_seen_by(network, batch, share), own)
     weight, parameters = (share.stop - share.start) / k, list(network.parameters())
     losses = [value * weight for value in found.values()]
     sums = group.total([*losses, *(float(p.grad is not None) for p in parameters)])

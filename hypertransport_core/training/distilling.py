@@ -57,8 +57,8 @@ class Teachers:
         return TransportMaps(every[0].sites, scale, shift)
 
     def distance(self, maps: TransportMaps, wanted: TransportMaps, step: int = 0) -> Tensor:
-        """(B,) mean over sites of E[(T(z) - T*(z))²], z with mean and variance of the generic class, as a share of the
-        site's own mean variance: 1 = as far apart as two pictures of that class are from their mean."""
+        """(B,) mean over sites of E[(T(z) - T*(z))²], for z with the generic class's mean and variance per channel, as a
+        share of the site's mean variance: at 1 the maps differ as much as a picture of that class does from their mean."""
         scale, shift = maps.scale - wanted.scale, maps.shift - wanted.shift
         square = (scale * self.std[step]).square() + (shift + scale * self.mean[step]).square()
         return square @ self.weights[step]

@@ -1,7 +1,7 @@
 """Learning from other hypernetworks instead of from the base model: the student predicts the mean of its teachers' maps.
 
-What each teacher learned by chance goes down in the mean, and a student keeps nearly all of that in a file of one (knowledge
-distillation of an ensemble, Hinton et al., arXiv 1503.02531). A step costs no call of the base model, so embeddings that
+Knowledge distillation of an ensemble (Hinton et al., arXiv 1503.02531): what each teacher learned by chance should go down
+in the mean, and the student is a file of one. A step costs no call of the base model, so embeddings that
 no prompts exist for, blends of two concepts, serve as well.
 """
 
@@ -53,8 +53,7 @@ class Teachers:
     def maps(self, embeddings: Tensor, step: int | None) -> TransportMaps:
         """The mean of the teachers' maps of embeddings (B, E), B rows."""
         every = [file.hypernetwork(embeddings, step) for file in self.files]
-        scale, shift = (torch.stack([getattr(one, name) for one in every]).mean(0) for name in ("scale", "shift"))
-        return TransportMaps(every[0].sites, scale, shift)
+        return TransportMaps.mix(every, [1.0] * len(every))
 
     def distance(self, maps: TransportMaps, wanted: TransportMaps, step: int = 0) -> Tensor:
         """(B,) mean over sites of E[(T(z) - T*(z))²], for z with the generic class's mean and variance per channel, as a

@@ -185,9 +185,7 @@ def test_fits_are_kept_and_found_again(folder: Path, tmp_path: Path, monkeypatch
     with pytest.raises(BaseException, match="fitted again"):  # a damaged file is no fit
         Fitter(pipeline, pipeline.hypernetwork.sites, settings).lineas("neon", 2)
     with pytest.raises(BaseException, match="fitted again"):  # nor is one with other settings
-        Fitter(pipeline, pipeline.hypernetwork.sites, FitSettings(batch=8, cache=tmp_path)).lineas(
-            "neon", 2
-        )
+        Fitter(pipeline, pipeline.hypernetwork.sites, FitSettings(batch=8, cache=tmp_path)).lineas("neon", 2)
 
 
 def test_more_methods_have_maps_for_the_same_sites(folder: Path) -> None:
@@ -232,14 +230,12 @@ def test_only_fits_of_this_run_are_timed(folder: Path, tmp_path: Path) -> None:
     settings = FitSettings(batch=4, cache=tmp_path, iterations=(2, 1))
     progress = runner.Progress(1000.0, quiet=True)
     kept = Fitter(pipeline, pipeline.hypernetwork.sites, settings, progress, progress.spared)
-    for _ in range(2):
-        kept.lineas("neon", 2)
-        assert (progress.done, progress.total) == (24, 1000)  # 2 steps of 4 samples, forward and backward; once
+    assert kept.lineas("neon", 2) is kept.lineas("neon", 2)
+    assert (progress.done, progress.total) == (24, 1000)  # 2 steps of 4 samples, forward and backward; once
     progress = runner.Progress(1000.0, quiet=True)
     fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings, progress, progress.spared)
     fitter.lineas("neon", 2)
-    assert (progress.done, progress.total) == (0, 976)
-    assert not fitter.fresh("lineas:", 2)
+    assert (progress.done, progress.total) == (0, 976) and not fitter.fresh("lineas:", 2)
     fitter.seconds["lineas:neon", 2] = 1e6  # what the cache says of another day
     found = runner.speed(methods_module.Methods(pipeline, fitter), ["neon"], fitter)
     assert 0 < found["speed.fit_seconds"] < 1e5 and len(fitter.fresh("lineas:", 2)) == 1

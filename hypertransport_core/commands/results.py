@@ -62,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="GROUP/NAME=FILE",
         help="another training of the hypernetwork, measured by evaluate or results, such as seeds/2=seed2.json or "
-        "concepts/100=hundred.json: a table per group, a curve where names are numbers; can be repeated",
+        "concepts/100=hundred.json: a table per group, a curve where names are numbers; can be repeated, and without it those "
+        "that the page has stay",
     )
     parser.add_argument(
         "--again",
@@ -71,10 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="results.json of another run of this command with another --seed on the same weights: whether the conclusions "
-        "hold; can be repeated",
+        "hold; can be repeated, and without it those that the page has stay where the weights are the same",
     )
     parser.add_argument(
         "--cache", type=Path, default=None, metavar="FOLDER", help="keep finished fits here, so that a stopped run goes on"
+    )
+    parser.add_argument(
+        "--yardsticks",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="measurements of the other methods, in which the hypernetwork has no part: take over those kept here, and "
+        "keep new ones (default: measure everything)",
     )
     parser.add_argument("--seed", type=int, default=None, help="of scenes and starting noise (default: 90000)")
     for name, words in (
@@ -94,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure and write the page; returns the exit code."""
     from ..evaluation import charts, other_runs, other_seeds, stored
+    from ..files import FileError
     from ..evaluation.page_tables import GOALS
     from ..evaluation.results import ResultsError
 
@@ -101,24 +111,43 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"--output is the file {options.output}, expected a folder such as docs.")
     charts.check()
     others, again = other_runs.added(options.also), other_seeds.read(options.again)
-    source, failure = options.source, None
+    source, failure, before = options.source, None, {}
     if source is None:
-        source = options.measured
+        source, before = options.measured, _page_before(options.output)
         try:
             _measure(options, source)
         except ResultsError as error:  # the page of all that went well first
             failure = error
     found = stored.load(source)
+    goals = [key for _, key, _, _ in GOALS]
+    flat = dict(found.flat)
     if others:  # all of them are named anew
-        known = {key: value for key, value in found.flat.items() if not key.startswith(("also.", "interval.also."))}
-        found = replace(found, flat=known | others)
+        flat = {key: value for key, value in flat.items() if key not in other_runs.of(flat)}
     if again:
-        known = other_seeds.without(found.flat)
-        found = replace(found, flat=known | other_seeds.added(known, again, [key for _, key, _, _ in GOALS]))
+        flat = other_seeds.without(flat)
+        flat |= other_seeds.added(flat, again, goals)
+    elif runs := other_seeds.of(before):
+        try:
+            flat |= other_seeds.added(flat, runs, goals)
+        except FileError as error:
+            print(f"What the page before had of other seeds is left out. {error}")
+    found = replace(found, flat=flat | (others or other_runs.of(before)))
     _draw(found, options.output, keep_sheets=source.resolve() == options.output.resolve())
     if failure is not None:
         raise failure
     return 0
+
+
+def _page_before(output: Path) -> dict[str, Any]:
+    """The numbers of the page that a new measurement will replace: what came from other runs is not in it, and where they
+    lie nobody may know any more. {} where there is none, or none that can be read."""
+    from ..evaluation.stored import NUMBERS, read_numbers
+    from ..files import FileError
+
+    try:
+        return read_numbers(output / NUMBERS)
+    except FileError:
+        return {}
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> None:
@@ -145,6 +174,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> None:
         second=Judge.load(second) if second.is_file() else None,
         second_clip=_second_clip(weights / SECOND_CLIP_FILE, pipeline),
         adapter=adapter,
+        yardsticks=options.yardsticks,
         quiet=options.quiet,
     )
 

@@ -237,6 +237,12 @@ class Fitter:
         return self.settings.cache / f"{key[0].replace(':', '-').replace(' ', '-')}-{key[1]}-{digest}.safetensors"
 
 
+def made_with(settings: FitSettings) -> list[Any]:
+    """All that decides what a fit to a concept gives, JSON-able."""
+    kinds = [settings.iterations, sorted(RATES.items()), settings.slider_iterations, SLIDER_RATE, SLIDER_BATCH]
+    return [settings.batch, settings.levels, *kinds, SAMPLES, SCENES_SEED, FIT_SEED]
+
+
 def cost_of_step(settings: FitSettings) -> float:
     """Work of one optimisation step in network rows; backward costs about two forwards."""
     return 3.0 * settings.batch * settings.levels

@@ -20,6 +20,7 @@ from ..postcard.concepts import by_name, split
 from ..postcard.render import concept_index, random_truth, render
 from ..transport import TransportMaps
 from .fits import RATES, SAMPLES, Fitter, FitSettings
+from .yardsticks import sign
 
 METHODS = ("ours_text", "ours_image", "prompting", "lineas_1000", "lineas_50", "nearest", "mean_act")
 MORE = ("ours_images_4", "linear_act", "linear_act_once", "iti_c", "ridge", "mean_map", "slider_lora", "image_adapter")
@@ -46,6 +47,10 @@ class Methods:
     def prompts(self, method: str, concept: str, scenes: Sequence[str]) -> list[str]:
         """The prompts that a method's pictures are made from."""
         return in_concept(scenes, concept) if method == "prompting" else list(scenes)
+
+    def made_by(self, method: str) -> str:
+        """What tells the weights that a method has of its own, empty for one without."""
+        return f", adapter {sign(self.adapter.adapter)}" if method == "image_adapter" and self.adapter else ""
 
     def maps(self, method: str, concept: str) -> Change | None:
         """What a method steers with; None for prompting. Raises ValueError for an unknown method."""

@@ -50,6 +50,11 @@ def added(runs: Sequence[str]) -> dict[str, Any]:
     return flat
 
 
+def of(flat: Flat) -> dict[str, Any]:
+    """The keys of other trainings on a page."""
+    return {key: value for key, value in flat.items() if key.startswith(("also.", "interval.also."))}
+
+
 def groups(flat: Flat) -> dict[str, list[str]]:
     """{group: names of its runs}, groups by name, as a file of numbers has them; names that are numbers by size."""
     found: dict[str, dict[str, None]] = {}

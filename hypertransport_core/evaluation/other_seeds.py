@@ -65,6 +65,18 @@ def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, An
     return {**found, **counts} if runs else {}
 
 
+def of(flat: Flat) -> list[dict[str, Any]]:
+    """The runs with other seeds on a page, as far as it has them: what `added` took from each."""
+    runs = []
+    for seed in seeds(flat):
+        run = {"counts.seed": seed, **{key: flat.get(key) for key in SAME}}
+        for sign in ("", "interval."):
+            start = f"{sign}again.{seed}."
+            run |= {sign + key.removeprefix(start): value for key, value in flat.items() if key.startswith(start)}
+        runs.append(run)
+    return runs
+
+
 def seeds(flat: Flat) -> list[int]:
     """The other seeds on a page, smallest first."""
     parts = {key.split(".")[1] for key in flat if key.startswith("again.")}

@@ -17,6 +17,12 @@ would use instead, and where it loses.
 and other noise; `--from FOLDER` draws page, charts and sheets again from what a run has kept; `python -m
 hypertransport_core results --help` has the rest. Shortened run (`--quick`): [[quick|s]].
 
+[[if:counts.taken_over]]
+Of [[counts.yardsticks|n]] measurements of other methods, in which the hypernetwork has no part, [[counts.taken_over|n]]
+were taken over from earlier runs with the same model, judges, scenes and fits (`--yardsticks FOLDER`); the command as
+printed makes all of them anew.
+
+[[end]]
 **How it was measured.** [[counts.heldout|n]] held-out concepts of the embedded [Postcard world](postcard.md)
 ([[counts.concepts|n]] concepts in all), [[counts.prompts|n]] scenes each that no training used, the same scenes and
 noise for every method, [[counts.steps|n]] sampling steps, [[counts.images|n]] pictures. In brackets: 95 % bootstrap

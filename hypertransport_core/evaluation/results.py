@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..fitting.image_adapter import ImageAdapterFile
@@ -57,17 +58,20 @@ def measure(
     second: Judge | None = None,
     second_clip: PostcardCLIP | None = None,
     adapter: ImageAdapterFile | None = None,
+    yardsticks: Path | None = None,
     quiet: bool = False,
 ) -> None:
     """Run everything; `keep` gets all that is measured after every part, so a run that is stopped has lost one part.
     second: another judge, for preferences; second_clip: another than the conditioning one, to name concepts with; adapter:
-    of the method image_adapter.
+    of the method image_adapter; yardsticks: folder where measurements of other methods are kept. Raises FileError for one
+    that was measured otherwise.
 
     A study that fails does not take the others with it: what it would have measured is missing, and ResultsError says
     so at the end.
     """
     session = Session(
-        pipeline, judge, settings.evaluation, second=second, second_clip=second_clip, adapter=adapter, quiet=quiet
+        pipeline, judge, settings.evaluation, second=second, second_clip=second_clip, adapter=adapter,
+        yardsticks=yardsticks, quiet=quiet,
     )
     methods, found, more = settings.evaluation.methods, Studies(), settings.studies
     session.progress.total = _cost(settings, session)
@@ -97,6 +101,7 @@ def measure(
                 raise
             failed[name] = error
         session.result.seconds = time.monotonic() - session.started
+        session.yardsticks.save()
         missing = [*failed, *list(parts)[number:]]
         keep(numbers(session, found, settings) | {"parts.missing": missing}, shown(session, found))
     session.progress.finish()
@@ -108,7 +113,8 @@ def measure(
 
 
 def _speed(session: Session) -> None:
-    session.result.speed = speed(session.methods, session.result.heldout, session.fitter)
+    result = session.result
+    result.speed = speed(session.methods, result.heldout, session.fitter, bool(result.scores.get("lineas_1000")))
 
 
 def shown(session: Session, found: Studies) -> Shown:
@@ -145,6 +151,8 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
             "counts.seed": settings.evaluation.seed,
             "counts.fits": len(session.fitter.seconds),
             "counts.fits_cached": len(session.fitter.from_cache),
+            "counts.taken_over": session.yardsticks.taken or None,
+            "counts.yardsticks": session.yardsticks.taken + session.yardsticks.made,
             "scene": session.scenes.prompts[0],
             "strength_grid": list(GRID),
             "ridge.penalty": session.methods.ridge_penalty,

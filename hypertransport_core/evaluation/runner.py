@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +18,17 @@ from ..postcard.captions import in_concept
 from ..postcard.clip import PostcardCLIP
 from ..postcard.concepts import concepts, split
 from ..postcard.judge import Judge
-from .fits import SAMPLES, Fitter, FitSettings, cost_of_slider_step, cost_of_step
+from .fits import SAMPLES, Fitter, FitSettings, cost_of_slider_step, cost_of_step, made_with
 from .measures import STRENGTHS, Judged, Scenes, concept_number, fresh_scenes, judged, scores
 from .methods import DEAR, METHODS, NO_MAPS, QUICK_FITS, Change, Methods, stratified
+from .progress import Progress
 from .second_clip import SecondClip
 from .truths import NO_CONCEPT, Nearness, Renders, scene_truth
+from .yardsticks import PICTURED, Measured, Yardsticks, digest, sign
 
 WORLD_SEED = 70_000
 MORE_SCENES_SEED = 10_000  # of the scenes beside the session's, added to its own
+NEAREST = 9  # concepts for the nearest training concept's LinEAS, at most: each costs one more fit of 1000 steps
 PREDICTIONS = 15  # timed predictions; the first ones warm caches up and are left out
 
 
@@ -71,41 +75,6 @@ class Result:
     looks: dict[tuple[str, str], Judged] = field(default_factory=dict)
 
 
-class Progress:
-    """Share done and time left on stderr: on one line of a terminal, else a line now and then."""
-
-    def __init__(self, total: float, quiet: bool = False) -> None:
-        self.total, self.done, self.quiet = max(total, 1.0), 0.0, quiet
-        self.started = self.told = time.monotonic()
-
-    def __call__(self, amount: float, text: str) -> None:
-        from ..training.progress import duration
-
-        self.done += amount
-        now, live = time.monotonic(), sys.stderr.isatty()
-        if self.quiet or now - self.told < (0.5 if live else 10.0):
-            return
-        self.told = now
-        share = min(self.done / self.total, 0.999)
-        left = duration((now - self.started) * (1 / share - 1)) if share > 0.001 else "some time"
-        line = f"{share:4.0%}  {left} left  {text}"
-        _tell(f"\r{line[:110]:<110}" if live else f"{line}\n")
-
-    def spared(self, amount: float) -> None:
-        """So much of the work need not be done."""
-        self.total = max(self.total - amount, 1.0)
-
-    def finish(self) -> None:
-        """End the line of a terminal."""
-        if not self.quiet and sys.stderr.isatty():
-            _tell(f"\r{'':<110}\r")
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
-
-
 def evaluate(
     pipeline: Pipeline,
     judge: Judge,
@@ -119,7 +88,7 @@ def evaluate(
     session = Session(pipeline, judge, settings, adapter=adapter, quiet=quiet)
     session.progress.total = total_cost(settings, len(session.result.heldout), len(session.result.fitted))
     result = session.compare()
-    result.speed = speed(session.methods, result.heldout, session.fitter)
+    result.speed = speed(session.methods, result.heldout, session.fitter, bool(result.scores.get("lineas_1000")))
     session.progress.finish()
     return result
 
@@ -156,11 +125,13 @@ class Session:
         second: Judge | None = None,
         second_clip: PostcardCLIP | None = None,
         adapter: ImageAdapterFile | None = None,
+        yardsticks: Path | None = None,
         quiet: bool = False,
     ) -> None:
         """Draws the scenes and makes their unsteered pictures; the progress bar does not know its total yet. second:
         another judge, which is asked for preferences only; second_clip: another than the conditioning one;
-        adapter: of the method image_adapter."""
+        adapter: of the method image_adapter; yardsticks: folder where measurements of other methods are kept. Raises
+        FileError for one that was measured otherwise."""
         if pipeline.hypernetwork is None:
             raise ValueError("The pipeline has no hypernetwork, but an evaluation needs one; load it with one.")
         self.pipeline, self.judge, self.second, self.settings = pipeline, judge, second, settings
@@ -172,7 +143,26 @@ class Session:
         self.progress = Progress(1.0, quiet)
         self.fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings.fit, self.progress, self.progress.spared)
         self.methods = Methods(pipeline, self.fitter, adapter)
-        self.set_scenes(fresh_scenes(settings.prompts, settings.seed))
+        scenes = fresh_scenes(settings.prompts, settings.seed)
+        self.yardsticks = Yardsticks(yardsticks, {} if yardsticks is None else self._facts(scenes))
+        self.set_scenes(scenes)
+
+    def _facts(self, scenes: Scenes) -> dict[str, Any]:
+        """What the measurements of other methods depend on."""
+        backbone, clip = self.pipeline.backbone, self.second_clip
+        return {
+            "seed": self.settings.seed,
+            "prompts": self.settings.prompts,
+            "steps": self.settings.steps,
+            "base": digest(backbone.fingerprint()),
+            "encoder": self.pipeline.encoder.encoder_id,
+            "sites": digest([site.path for site in self.fitter.sites]),
+            "judge": sign(self.judge),
+            "judge_2": sign(self.second),
+            "clip_2": None if clip is None else sign(clip.encoder.clip),
+            "scenes": digest([scenes.prompts, scenes.seeds]),
+            "fits": digest(made_with(self.settings.fit)),
+        }
 
     def set_scenes(self, scenes: Scenes) -> None:
         """Work on these scenes from now on."""
@@ -234,34 +224,79 @@ class Session:
             for method in order:
                 if method not in DEAR:
                     self.one(method, name)
+        few = stratified(result.fitted, NEAREST)
         for name in result.fitted:
             for method in order:
-                if method in DEAR:
+                if method in DEAR and (method != "nearest" or name in few):
                     self.one(method, name)
         result.seconds = time.monotonic() - self.started
         return result
 
     def one(self, method: str, name: str) -> None:
         """One method on one concept; for ours from words the strengths in between as well."""
-        result, number, maps = self.result, concept_number(name), self.methods.maps(method, name)
-        prompts, what = self.methods.prompts(method, name, self.scenes.prompts), f"{method}, {name}"
-        found = self.look(prompts, maps, 1.0, number, what)
-        result.scores.setdefault(method, {})[name] = found.scores(self.plain, self.renders, number)
-        result.examples[method, name] = found.pictures[result.shown[name]]
-        result.pictured[method, name] = self.merits(found, number)
         if method == "ours_text":
-            result.looks[method, name] = found.judged
-            off = Look(self.plain.pictures, self.plain.judged, self.renders.near(self.plain.pictures, number), self.plain.clip)
-            looks = {0.0: off, 1.0: found}
-            looks |= {s: self.look(prompts, maps, s, number, what) for s in STRENGTHS[1:-1]}
-            steps = [looks[s] for s in STRENGTHS]
-            result.strengths[name] = {
-                s: look.scores(self.plain, self.renders, number) for s, look in zip(STRENGTHS, steps)
-            }
-            for strength, look in zip(STRENGTHS, steps):
-                result.examples[f"{method} {strength:g}", name] = look.pictures[result.shown[name]]
-            result.curves[name] = self._rise(name, maps, number, steps)
-            result.subject_curves[name] = [result.strengths[name][s]["subject"] for s in STRENGTHS]
+            self._over_strength(name)
+        else:
+            self.result.scores.setdefault(method, {})[name] = self.measured(method, name, 1.0, method)
+
+    def measured(
+        self, method: str, name: str, strength: float, called: str, *, pictured: bool = False
+    ) -> dict[str, float]:
+        """The scores of a method on a concept at a strength, made now or taken over; its picture and what the judges find
+        are the result's, as those of `called`. pictured: a sheet needs the picture."""
+        result, number = self.result, concept_number(name)
+
+        def make() -> Measured:
+            prompts = self.methods.prompts(method, name, self.scenes.prompts)
+            maps, what = self.methods.maps(method, name), f"{method} at {strength:g}, {name}"
+            return self._kept(self.look(prompts, maps, strength, number, what), name)
+
+        what = f"strength {strength:g}, picture {result.shown[name]}{self.methods.made_by(method)}"
+        fit = fit_cost(method, self.settings) if strength == 1.0 else 0.0
+        found = self.recall(method, name, what, make, spared=fit, pictured=pictured and method in PICTURED)
+        if found.picture is not None:
+            result.examples[called, name] = found.picture
+        result.pictured[called, name] = found.merits
+        return found.scores
+
+    def recall(
+        self,
+        method: str,
+        name: str,
+        what: str,
+        make: Callable[[], Measured],
+        *,
+        spared: float = 0.0,
+        pictured: bool = False,
+    ) -> Measured:
+        """`Yardsticks.recall`, counting the pictures of what is taken over; spared: work that it saves beside them."""
+        found, known = self.yardsticks.recall(method, name, what, make, pictured=pictured)
+        if known:
+            self.result.images += found.images
+            self.progress.spared(found.images * self.settings.steps + spared)
+        return found
+
+    def _kept(self, look: Look, name: str) -> Measured:
+        number = concept_number(name)
+        scores, merits = look.scores(self.plain, self.renders, number), self.merits(look, number)
+        return Measured(scores, merits, look.pictures[self.result.shown[name]], len(look.pictures))
+
+    def _over_strength(self, name: str) -> None:
+        """Ours from words at all strengths up to 1."""
+        result, number, maps = self.result, concept_number(name), self.methods.maps("ours_text", name)
+        near = self.renders.near(self.plain.pictures, number)
+        looks = {0.0: Look(self.plain.pictures, self.plain.judged, near, self.plain.clip)}
+        for strength in STRENGTHS[1:]:
+            looks[strength] = self.look(self.scenes.prompts, maps, strength, number, f"ours_text, {name}")
+        whole, shown = self._kept(looks[1.0], name), result.shown[name]
+        steps = {strength: look.scores(self.plain, self.renders, number) for strength, look in looks.items()}
+        for strength, look in looks.items():
+            result.examples[f"ours_text {strength:g}", name] = look.pictures[shown]
+        result.strengths[name], result.scores.setdefault("ours_text", {})[name] = steps, whole.scores
+        result.examples["ours_text", name] = looks[1.0].pictures[shown]
+        result.pictured["ours_text", name], result.looks["ours_text", name] = whole.merits, looks[1.0].judged
+        result.curves[name] = self._rise(name, maps, number, list(looks.values()))
+        result.subject_curves[name] = [scores["subject"] for scores in steps.values()]
 
     def _rise(self, name: str, maps: Change | None, number: int, steps: Sequence[Look]) -> list[float]:
         """The mean probability of a concept at STRENGTHS, over the scenes of the looks and more of them."""
@@ -312,11 +347,13 @@ def _world(session: Session) -> None:
                 result.world["clip.retrieval_heldout"] = retrieval(clip, split()["heldout"])
 
 
-def speed(methods: Methods, names: Sequence[str], fitter: Fitter) -> dict[str, float | bool | None]:
+def speed(methods: Methods, names: Sequence[str], fitter: Fitter, timed: bool = False) -> dict[str, float | bool | None]:
     """Seconds to predict (encode, hypernetwork, install) and to fit, medians of this run: a fit read from the cache was
-    timed beside other work, so it does not count, and one is made anew where there is no other."""
+    timed beside other work, so it does not count, and where none of many steps was made, one is made; timed: also where
+    the run reports such fits without having one."""
     longest, shortest = fitter.settings.iterations
-    if any(count == longest for _, count in fitter.seconds) and not fitter.fresh("lineas:", longest):
+    timed = timed or any(count == longest for _, count in fitter.seconds)
+    if timed and not fitter.fresh("lineas:", longest):
         fitter.time_one(names[0], longest)
     times = [methods.predict_seconds(names[index % len(names)]) for index in range(PREDICTIONS)][3:]
     found: dict[str, float | bool | None] = {"speed.predict_seconds": statistics.median(times)}
@@ -333,15 +370,20 @@ def speed(methods: Methods, names: Sequence[str], fitter: Fitter) -> dict[str, f
     return found
 
 
+def fit_cost(method: str, settings: EvaluationSettings) -> float:
+    """Work of a method's fit to one concept in network rows, roughly."""
+    fit = settings.fit
+    longest, shortest = fit.iterations
+    steps = {"lineas_1000": longest, "nearest": longest, "lineas_50": shortest}.get(method, 0)
+    slider = fit.slider_iterations * cost_of_slider_step() if method == "slider_lora" else 0.0
+    return steps * cost_of_step(fit) + slider + (2 * SAMPLES if method in QUICK_FITS else 0)
+
+
 def total_cost(settings: EvaluationSettings, heldout: int, fitted: int) -> float:
     """All work in network rows, roughly."""
-    longest, shortest = settings.fit.iterations
-    pictures = settings.world + settings.prompts
-    rows = 0.0
+    rows = float(settings.world + settings.prompts) * settings.steps
     for method in settings.methods:
-        count = fitted if method in DEAR else heldout
-        pictures += count * (4 * settings.rise_prompts if method == "ours_text" else settings.prompts)
-        iterations = {"lineas_1000": longest, "nearest": longest, "lineas_50": shortest}.get(method, 0)
-        rows += count * (iterations * cost_of_step(settings.fit) + (2 * SAMPLES if method in QUICK_FITS else 0))
-        rows += count * settings.fit.slider_iterations * cost_of_slider_step() if method == "slider_lora" else 0
-    return rows + pictures * settings.steps
+        count = heldout if method not in DEAR else min(fitted, NEAREST) if method == "nearest" else fitted
+        pictures = 4 * settings.rise_prompts if method == "ours_text" else settings.prompts
+        rows += count * (pictures * settings.steps + fit_cost(method, settings))
+    return rows

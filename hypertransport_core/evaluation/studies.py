@@ -17,9 +17,10 @@ from ..postcard.concepts import by_name, split
 from ..step_maps import combine
 from ..transport import TransportMaps
 from .measures import Scenes, concept_number, judged, kept, mean
-from .methods import DEAR, Change, stratified
+from .methods import DEAR, stratified
 from .runner import Session
 from .truths import NO_CONCEPT, Renders, scene_truth
+from .yardsticks import PICTURED, Measured
 
 GRID = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.25, 1.5)
 BEYOND = (1.25, 1.5, 2.0)
@@ -83,9 +84,8 @@ def choose_strengths(session: Session, studies: Studies, settings: StudySettings
             continue
         found: dict[float, list[float]] = {strength: [] for strength in GRID}
         for name in used:
-            maps = session.methods.maps(method, name)
-            for strength in GRID:
-                found[strength].append(some.scores(maps, strength, name, f"validation, {method}")["joint"])
+            for strength, share in some.over_grid(method, name).items():
+                found[strength].append(share)
         studies.choice[method] = {strength: mean(values) for strength, values in found.items()}
         studies.chosen_on[method] = list(used)
 
@@ -94,16 +94,13 @@ def at_best_strength(session: Session, studies: Studies, methods: Sequence[str])
     """Every method on the held-out concepts at the strength chosen; at 1 nothing is made twice."""
     for method in methods:
         strength, done = studies.strength(method), session.result.scores.get(method, {})
-        if method == "prompting" or strength == 1.0:
-            studies.best[method] = done
-            continue
-        studies.best[method] = {}
+        there = method == "prompting" or strength == 1.0
+        called = method if there else best_of(method)
+        studies.best[method] = done if there else {}
         for name in done:
-            number, maps = concept_number(name), session.methods.maps(method, name)
-            look = session.look(session.scenes.prompts, maps, strength, number, f"{method} at {strength:g}, {name}")
-            studies.best[method][name] = look.scores(session.plain, session.renders, number)
-            session.result.pictured[best_of(method), name] = session.merits(look, number)
-            session.result.examples[best_of(method), name] = look.pictures[session.result.shown[name]]
+            lacking = method in PICTURED and (called, name) not in session.result.examples
+            if lacking or not there:
+                studies.best[method][name] = session.measured(method, name, strength, called, pictured=True)
 
 
 def best_of(method: str) -> str:
@@ -219,9 +216,14 @@ def vary(session: Session, studies: Studies, settings: StudySettings, methods: S
     for name in session.result.heldout:
         studies.diversity.setdefault("unsteered", {})[name] = {"distance": plain}
         for method in methods:
-            maps = session.methods.maps(method, name)
-            made = session.generate(session.methods.prompts(method, name, prompts), seeds, maps, 1.0, "diversity")
-            studies.diversity.setdefault(method, {})[name] = {"distance": _spread(made)}
+
+            def make(method: str = method, name: str = name) -> Measured:
+                maps, words = session.methods.maps(method, name), session.methods.prompts(method, name, prompts)
+                distance = _spread(session.generate(words, seeds, maps, 1.0, "diversity"))
+                return Measured({"distance": distance}, images=len(seeds))
+
+            what = f"diversity, {len(seeds)} seeds{session.methods.made_by(method)}"
+            studies.diversity.setdefault(method, {})[name] = session.recall(method, name, what, make).scores
 
 
 def preferences(session: Session, studies: Studies, method: str) -> dict[str, dict[str, float]]:
@@ -254,11 +256,22 @@ class _Part:
     def judged(self, pictures: Tensor) -> Any:
         return judged(self.session.judge, pictures, self.scenes.subject, self.scenes.colour)
 
-    def scores(self, maps: Change | None, strength: float, name: str, what: str) -> dict[str, float]:
-        """Share of the pictures right before that show the concept and the right subject and colour: {"joint"}."""
-        found = self.judged(self.session.generate(self.scenes.prompts, self.scenes.seeds, maps, strength, what))
-        right = found.named(concept_number(name)) & found.subject & found.colour
-        return {"joint": kept(self.plain.subject & self.plain.colour, right)}
+    def over_grid(self, method: str, name: str) -> dict[float, float]:
+        """At every strength of GRID the share of the pictures right before that show the concept and the right subject
+        and colour."""
+        session, scenes, before = self.session, self.scenes, self.plain.subject & self.plain.colour
+
+        def make() -> Measured:
+            maps, shares = session.methods.maps(method, name), {}
+            for strength in GRID:
+                found = self.judged(session.generate(scenes.prompts, scenes.seeds, maps, strength, f"validation, {method}"))
+                right = found.named(concept_number(name)) & found.subject & found.colour
+                shares[f"{strength:g}"] = kept(before, right)
+            return Measured(shares, images=len(GRID) * len(scenes))
+
+        what = f"strengths {' '.join(f'{s:g}' for s in GRID)}, {len(scenes)} scenes{session.methods.made_by(method)}"
+        shares = session.recall(method, name, what, make).scores
+        return {strength: shares[f"{strength:g}"] for strength in GRID}
 
 
 def _both(top: Tensor, both: Tensor) -> float:

@@ -25,7 +25,7 @@ from hypertransport_core.evaluation.page_text import TEMPLATE
 from hypertransport_core.evaluation.report import JUDGES
 from hypertransport_core.evaluation.studies import Studies, pairs_of, typo
 from hypertransport_core.evaluation.truths import Renders, scene_truth
-from hypertransport_core.pipeline import CLIP_FILE
+from hypertransport_core.pipeline import CLIP_FILE, HYPERNETWORK_FILE, Pipeline
 from hypertransport_core.postcard.captions import vocabulary
 from hypertransport_core.postcard.clip import PostcardCLIP
 from hypertransport_core.postcard.concepts import by_name, split
@@ -33,7 +33,7 @@ from hypertransport_core.postcard.judge import Judge
 from hypertransport_core.postcard.render import concept_index, render
 from hypertransport_core.postcard.coupling import place_of
 
-from small_postcard import write_world
+from small_postcard import write_hypernetwork, write_world
 
 TINY = ["--concepts", "2", "--prompts", "2", "--fit-concepts", "0", "--fit-validation", "0", "--validation", "1"]
 TINY += ["--pairs", "1", "--quick", "--quiet", "--methods", "ours_text,ours_image,prompting,linear_act,mean_act"]
@@ -278,6 +278,27 @@ def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_pa
     assert main(["results", "--output", str(output), "--from", str(output), "--again", str(third)]) == 0
     assert {key.split(".")[1] for key in numbers(output) if key.startswith("again.")} == {"8", "same", "compared", "reversed", "differ"}
     assert numbers(output)["again.differ"] == {} and "page's first:\nnone." in (output / "results.md").read_text(encoding="utf-8")
+
+
+def test_a_new_measurement_keeps_what_the_page_has_of_other_runs(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, output = shutil.copytree(run[0], tmp_path / "weights"), tmp_path / "docs"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(numbers(run[1]) | {"counts.seed": 7}))
+    named = ["--also", f"seeds/1={other}", "--again", str(other)]
+    assert main(["results", "--output", str(output), "--from", str(run[0] / "kept"), *named]) == 0
+    kept = {key: value for key, value in numbers(output).items() if key.startswith(("also.", "interval.also.", "again.7."))}
+    assert any(key.startswith("also.") for key in kept) and "again.7.command" in kept
+    measure = ["results", "--weights", str(weights), "--output", str(output), "--measured", str(tmp_path / "kept"), *TINIEST]
+    assert main(measure) == 0
+    assert kept.items() <= numbers(output).items() and "linear_act" not in numbers(output)["concepts"]["teal mosaic"]
+    pipeline = Pipeline.load(weights)
+    write_hypernetwork(weights / HYPERNETWORK_FILE, pipeline.backbone, pipeline.encoder, effect=0.3)
+    capsys.readouterr()
+    assert main(measure) == 0 and "hypernetwork.checksum = " in capsys.readouterr().out
+    flat = numbers(output)
+    assert not other_seeds.seeds(flat) and {key for key in kept if "again" not in key} <= flat.keys()
 
 
 @pytest.mark.parametrize(

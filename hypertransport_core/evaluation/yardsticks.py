@@ -49,6 +49,8 @@ class Yardsticks:
         self.taken = self.made = 0
         self._kept: dict[str, Measured] = {}
         self._saved = time.monotonic()
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise FileError(f"--yardsticks is the file {folder}, expected a folder such as docs/results/yardsticks: name one")
         if folder is not None and (folder / NUMBERS).is_file():
             self._read(folder)
 
@@ -65,7 +67,9 @@ class Yardsticks:
         if known:
             self.taken += 1
         else:
-            self._kept[key] = make()
+            made = make()
+            self._kept.pop(key, None)  # what was made last is last
+            self._kept[key] = made
             self.made += 1
             if time.monotonic() - self._saved > SAVE_EVERY:
                 self.save()

@@ -32,7 +32,10 @@ class TrainingConfig:
     data: str = _setting("", "folder of collected data, shared by runs; empty = `data` in the run's folder")
     device: str = _setting("auto", "where to compute: auto, cpu, cuda, cuda:0 ...")
     precision: str = _setting(
-        "bf16", "dtype of the base model's arithmetic; maps and loss are fp32", choices=("fp32", "bf16")
+        "auto",
+        "dtype of the base model's arithmetic; maps and loss are fp32. auto = bf16, on a CPU only where it multiplies that by "
+        "matrix units, as without them it takes longer than fp32",
+        choices=("auto", "fp32", "bf16"),
     )
     memory_limit: float = _setting(
         0.0, "gigabytes that a run may take on its device; 0 = what is free", low=0.0, high=1e6

@@ -29,7 +29,7 @@ from .collecting import collect_together
 from .config import ConfigError, TrainingConfig
 from .distribution import Group
 from .embeddings import EmbeddingBank
-from .presets import World
+from .presets import World, precision_of
 from .states import save_whole
 
 # Larger numbers than these have no place in half precision.
@@ -51,7 +51,7 @@ def seeds_for(count: int, seed: int, *labels: str | int) -> list[int]:
 
 def arithmetic(config: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
     """The dtype in which the base model computes."""
-    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if precision_of(config, device) == "bf16" else nullcontext()
 
 
 def renoised(world: World, clean: Tensor, noise: Tensor, levels: Sequence[float], number: int) -> Tensor:
@@ -115,7 +115,7 @@ class DataFolder:
             "blocks": c.blocks,
             "images_per_concept": c.images_per_concept,
             "seed": c.seed_of_data(),
-            "precision": c.precision,
+            "precision": precision_of(c, network_device(world)),
             **({"inputs": c.inputs} if c.inputs == "sampled" else {}),
             **world.facts,
         }

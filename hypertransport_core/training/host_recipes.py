@@ -41,6 +41,7 @@ class Recipe:
 # level; K x n = 32 rows a step.
 COMMON: dict[str, Any] = {
     "concepts": "styles-777",
+    "precision": "bf16",  # that of the weights too: fp32 would take twice the memory
     "site_set": "norm",
     "blocks": 8,
     "samples_per_concept": 8,

@@ -16,7 +16,7 @@ from ..encoders.concept import templates_of
 from ..files import FileError, read_header
 from .config import ConfigError, TrainingConfig, timesteps_of
 from .host_recipes import RECIPES, Names, Recipe
-from .presets import World, append_words, chosen_concepts, chosen_scenes, device_of
+from .presets import World, append_words, chosen_concepts, chosen_scenes, device_of, precision_of
 
 if TYPE_CHECKING:
     from ..backbones.host_backbone import HostBackbone
@@ -88,7 +88,7 @@ def load_model(name: str, recipe: Recipe, config: TrainingConfig) -> HostModel:
     lora = None
     if config.lora or recipe.lora:
         lora = _one("lora", config.lora, recipe.lora, host_files.LORAS, recipe.lora_source)
-    found = host_files.load_weights(weights, _DTYPES[config.precision])
+    found = host_files.load_weights(weights, _DTYPES[precision_of(config, device_of(config))])
     model, clip, vae = found.model, found.clip, found.vae
     if config.text_encoders or clip is None:
         texts = _group("text_encoders", config.text_encoders, recipe.text_encoders, host_files.TEXT_ENCODERS, recipe)

@@ -104,6 +104,14 @@ def device_of(config: TrainingConfig) -> torch.device:
         ) from error
 
 
+def precision_of(config: TrainingConfig, device: torch.device) -> str:
+    """"fp32" or "bf16", the dtype of the base model's arithmetic on a device."""
+    if config.precision != "auto":
+        return config.precision
+    units: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # what older versions of PyTorch cannot tell is taken as missing
+    return "bf16" if device.type != "cpu" or units.get("amx_bf16") else "fp32"
+
+
 def found_file(path: str, what: str) -> Path:
     """A file relative to the current folder or to the package's. Raises ConfigError."""
     for place in (Path(path), PACKAGE_PARENT / path):

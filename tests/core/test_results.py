@@ -100,7 +100,7 @@ def test_the_page_is_complete_and_names_only_known_keys(run: tuple[Path, Path]) 
     assert {"strength.png", "categories.png", "distance.png"} <= files  # others: an untrained judge finds nothing right
     assert {"gallery-1.jpg", "best.jpg", "worst.jpg", "strength.jpg", "composition.jpg", "removal.jpg"} <= files
     assert all(f"results/{name}" in text for name in files)
-    of_other_methods = ("lineas", "ours_images_4", "modality.images_4", "speed.", "fit.", "clip_2.renders", "again.")
+    of_other_methods = ("lineas", "nearest", "slider_lora", "ours_images_4", "modality.images_4", "speed.", "fit.", "clip_2.renders", "again.")
     unknown = [key for key in page_module.keys_of() if key not in flat and not any(w in key for w in of_other_methods)]
     assert not unknown
     assert set(re.findall(r"\[\[table:(\w+)\]\]", TEMPLATE)) == set(TABLES)

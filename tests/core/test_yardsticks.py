@@ -133,6 +133,15 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_in_the_folders_place_is_refused_before_anything_is_measured(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept").write_text("mine")
+    assert run(weights, tmp_path / "docs", tmp_path / "kept") == 2
+    assert "--yardsticks is the file" in capsys.readouterr().err and (tmp_path / "kept").read_text() == "mine"
+    assert not (tmp_path / "docs").exists()
+
+
 def test_numbers_come_back_to_the_last_bit_and_so_do_pictures(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     one = Measured(

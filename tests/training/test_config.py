@@ -4,8 +4,10 @@ import re
 from dataclasses import fields
 
 import pytest
+import torch
 
 from hypertransport_core.training import ConfigError, TrainingConfig, cli, read_config
+from hypertransport_core.training.presets import precision_of
 from hypertransport_core.toml_files import dump, parse
 from tests.training import worlds
 
@@ -130,3 +132,25 @@ def test_written_toml_is_read_back():
     values = {"a": 'x"\\\n\x7f\u20ac', "b": True, "c": 1, "d": 1e-7, "e": ["x", 2.5]}
     assert parse(dump(values)) == values
     assert re.search(r"^# note$", dump({"a": 1}, {"a": "note"}), re.M)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "units", "expected"),
+    [
+        ("auto", "cpu", {"amx_bf16": True}, "bf16"),
+        ("auto", "cpu", {"amx_bf16": False}, "fp32"),
+        ("auto", "cpu", {}, "fp32"),
+        ("auto", "cpu", None, "fp32"),  # a PyTorch that cannot tell
+        ("auto", "cuda", {}, "bf16"),
+        ("bf16", "cpu", {}, "bf16"),
+        ("fp32", "cuda", {"amx_bf16": True}, "fp32"),
+    ],
+)
+def test_bf16_is_for_devices_that_are_faster_in_it(
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, units: dict[str, bool] | None, expected: str
+) -> None:
+    if units is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    assert precision_of(TrainingConfig(precision=precision), torch.device(device)) == expected

@@ -1,4 +1,4 @@
-"""The postcard preset with small random weights: the whole command, in bf16 as by default."""
+"""The postcard preset with small random weights: the whole command."""
 
 from __future__ import annotations
 

@@ -103,9 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure and write the page; returns the exit code."""
     from ..evaluation import charts, other_runs, other_seeds, stored
-    from ..files import FileError
     from ..evaluation.page_tables import GOALS
     from ..evaluation.results import ResultsError
+    from ..files import FileError
 
     if options.output.exists() and not options.output.is_dir():
         raise CommandError(f"--output is the file {options.output}, expected a folder such as docs.")
@@ -122,7 +122,9 @@ def run(options: argparse.Namespace) -> int:
     goals = [key for _, key, _, _ in GOALS]
     flat = dict(found.flat)
     if others:  # all of them are named anew
-        flat = {key: value for key, value in flat.items() if key not in other_runs.of(flat)}
+        flat = other_runs.without(flat) | others
+    else:
+        flat |= other_runs.of(before)
     if again:
         flat = other_seeds.without(flat)
         flat |= other_seeds.added(flat, again, goals)
@@ -131,8 +133,7 @@ def run(options: argparse.Namespace) -> int:
             flat |= other_seeds.added(flat, runs, goals)
         except FileError as error:
             print(f"What the page before had of other seeds is left out. {error}")
-    found = replace(found, flat=flat | (others or other_runs.of(before)))
-    _draw(found, options.output, keep_sheets=source.resolve() == options.output.resolve())
+    _draw(replace(found, flat=flat), options.output, keep_sheets=source.resolve() == options.output.resolve())
     if failure is not None:
         raise failure
     return 0

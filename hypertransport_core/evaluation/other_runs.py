@@ -15,6 +15,7 @@ from .measures import mean
 from .stored import read_numbers
 
 Flat = Mapping[str, Any]
+KEYS = ("also.", "interval.also.")
 MEASURES = {
     "ours_text.concept": "concept, words",
     "ours_image.concept": "concept, picture",
@@ -52,7 +53,12 @@ def added(runs: Sequence[str]) -> dict[str, Any]:
 
 def of(flat: Flat) -> dict[str, Any]:
     """The keys of other trainings on a page."""
-    return {key: value for key, value in flat.items() if key.startswith(("also.", "interval.also."))}
+    return {key: value for key, value in flat.items() if key.startswith(KEYS)}
+
+
+def without(flat: Flat) -> dict[str, Any]:
+    """All else of a page."""
+    return {key: value for key, value in flat.items() if not key.startswith(KEYS)}
 
 
 def groups(flat: Flat) -> dict[str, list[str]]:

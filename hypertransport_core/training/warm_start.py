@@ -134,7 +134,9 @@ def install(network: MLPHypernetwork, embeddings: Tensor, owners: Tensor, shifts
     size = float((outputs - outputs.mean(0)).double().square().mean().sqrt())
     mean = shifts.mean((0, 1))
     network.head.bias[channels:] = amount * mean
-    coefficients, basis = _basis((shifts - mean).flatten(0, 1), network.bottleneck)
+    # Equal shifts differ from their mean by rounding alone, how much is up to the processor.
+    rounding = 1e-12 * float(shifts.double().square().sum())
+    coefficients, basis = _basis((shifts - mean).flatten(0, 1), network.bottleneck, rounding)
     used = slice(0, coefficients.shape[1])
     if not coefficients.shape[1]:
         return 0.0
@@ -147,14 +149,15 @@ def install(network: MLPHypernetwork, embeddings: Tensor, owners: Tensor, shifts
     return found.share
 
 
-def _basis(moved: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(coefficients (N, k) fp64, orthonormal basis (W, k) fp64) of centred rows (N, W): at most `rank` directions.
+def _basis(moved: Tensor, rank: int, least: float) -> tuple[Tensor, Tensor]:
+    """(coefficients (N, k) fp64, orthonormal basis (W, k) fp64) of centred rows (N, W): at most `rank` directions, none
+    along which the rows' squares sum up to `least` or less.
 
     By way of the (N, N) products of the rows, as there are far fewer concepts than channels.
     """
     values, vectors = torch.linalg.eigh((moved @ moved.T).double())
     values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
-    kept = values > 1e-6 * values[0].clamp(min=1e-30)  # what the fp32 products can tell from nothing
+    kept = values > (1e-6 * values[0]).clamp(min=least)  # what the fp32 products can tell from nothing
     values, vectors = values[kept], vectors[:, kept]
     basis = (moved.T @ vectors.float()).double() / values.sqrt()
     return vectors * values.sqrt(), basis

@@ -111,7 +111,8 @@ def test_the_penalty_is_chosen_on_concepts_left_out():
 
 def test_one_concept_and_equal_concepts_leave_only_the_mean():
     embeddings, shifts = toy(3)
-    for count, values in ((1, shifts[:1]), (3, shifts[:1].expand(3, -1))):
+    rounded = shifts[:1] * (1 + torch.tensor([[0.0], [6e-8], [-6e-8]]))  # as some processors' means leave them
+    for count, values in ((1, shifts[:1]), (3, shifts[:1].expand(3, -1)), (3, rounded)):
         network = fresh()
         assert install(network, embeddings[:count], torch.arange(count), values[None], 0.5) == 0
         torch.testing.assert_close(shift_of(network, embeddings), 0.5 * shifts[:1].expand(3, -1), atol=1e-4, rtol=1e-4)

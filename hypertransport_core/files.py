@@ -36,6 +36,11 @@ def content_checksum(tensors: Mapping[str, Tensor], kind: str, header: Mapping[s
     return digest.hexdigest()
 
 
+def facts_digest(facts: Any) -> str:
+    """Sixteen letters that tell JSON-able facts: the start of the sha256 of their canonical JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def save_file(path: str | Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any],
               modelspec: Mapping[str, str] | None = None) -> None:
     """Write `tensors` and `header` to `path`, whole or not at all; an existing file stays as it was if anything fails.

@@ -14,11 +14,11 @@ from ..postcard.clip import PostcardCLIP
 from ..postcard.judge import Judge
 from . import studies as study
 from .bootstrap import paired_interval, ratio_interval
-from .fits import SAMPLES, cost_of_slider_step, cost_of_step
+from .fits import SAMPLES
 from .measures import STRENGTHS, mean, rank_correlation
-from .methods import EVERY, QUICK_FITS
+from .methods import DEAR, EVERY
 from .report import MEASURES, MORE_MEASURES, clean, flatten, with_interval
-from .runner import EvaluationSettings, Session, speed, total_cost
+from .runner import EvaluationSettings, Session, fit_cost, speed, total_cost
 from .stored import Shown, as_bytes
 from .studies import BEYOND, GRID, Studies, StudySettings
 
@@ -342,12 +342,9 @@ def _cost(settings: ResultsSettings, session: Session) -> float:
     one, more, heldout = settings.evaluation, settings.studies, len(session.result.heldout)
     rows = total_cost(one, heldout, len(session.result.fitted))
     rows += len(one.methods) * heldout * one.prompts * one.steps / 2  # at strengths other than 1, about every second one
-    for method, fits in (("lineas_50", more.validation), ("lineas_1000", more.validation_fits)):
-        steps = one.fit.iterations[method == "lineas_50"]
-        rows += fits * steps * cost_of_step(one.fit) if method in one.methods else 0
-    if "slider_lora" in one.methods:
-        rows += more.validation_fits * one.fit.slider_iterations * cost_of_slider_step()
-    rows += sum(method in one.methods for method in QUICK_FITS) * more.validation * 2 * SAMPLES
+    for method in one.methods:
+        if method not in study.CHOSEN_WITH:
+            rows += (more.validation_fits if method in DEAR else more.validation) * fit_cost(method, one)
     if "ridge" in one.methods:
         rows += SAMPLES * (len(session.methods.train) + len(session.methods.validation))
     pictures = len(one.methods) * more.validation * len(GRID) * more.scenes + heldout * len(BEYOND) * one.prompts

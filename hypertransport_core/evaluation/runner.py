@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import facts_digest
 from ..fitting.image_adapter import ImageAdapterFile
 from ..pipeline import Pipeline
 from ..postcard.captions import in_concept
@@ -24,7 +25,7 @@ from .methods import DEAR, METHODS, NO_MAPS, QUICK_FITS, Change, Methods, strati
 from .progress import Progress
 from .second_clip import SecondClip
 from .truths import NO_CONCEPT, Nearness, Renders, scene_truth
-from .yardsticks import PICTURED, Measured, Yardsticks, digest, sign
+from .yardsticks import PICTURED, Measured, Yardsticks, sign
 
 WORLD_SEED = 70_000
 MORE_SCENES_SEED = 10_000  # of the scenes beside the session's, added to its own
@@ -154,14 +155,14 @@ class Session:
             "seed": self.settings.seed,
             "prompts": self.settings.prompts,
             "steps": self.settings.steps,
-            "base": digest(backbone.fingerprint()),
+            "base": facts_digest(backbone.fingerprint()),
             "encoder": self.pipeline.encoder.encoder_id,
-            "sites": digest([site.path for site in self.fitter.sites]),
+            "sites": facts_digest([site.path for site in self.fitter.sites]),
             "judge": sign(self.judge),
             "judge_2": sign(self.second),
             "clip_2": None if clip is None else sign(clip.encoder.clip),
-            "scenes": digest([scenes.prompts, scenes.seeds]),
-            "fits": digest(made_with(self.settings.fit)),
+            "scenes": facts_digest([scenes.prompts, scenes.seeds]),
+            "fits": facts_digest(made_with(self.settings.fit)),
         }
 
     def set_scenes(self, scenes: Scenes) -> None:

@@ -4,10 +4,9 @@ weights measures its own part only, and fits that take minutes each add up from 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,11 +119,6 @@ class Yardsticks:
 def sign(module: nn.Module | None) -> str | None:
     """Sixteen letters that tell a network's weights; None for none."""
     return None if module is None else content_checksum(module.state_dict(), "", {})[:16]
-
-
-def digest(facts: Sequence[Any] | Mapping[str, Any]) -> str:
-    """Sixteen letters that tell JSON-able facts."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plain(one: Measured) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..capture import MOMENTS, PooledCapture
 from ..checkpoints import load_checkpoint
 from ..concepts import Concept
 from ..encoders.base import unit
-from ..files import FileError, sites_from_header, sites_to_header
+from ..files import FileError, facts_digest, sites_from_header, sites_to_header
 from ..measuring import next_latents
 from ..sites import site_slices, total_channels
 from ..wasserstein import block_means, coarsen
@@ -105,7 +105,7 @@ class DataFolder:
         scenes = hashlib.sha256("\n".join(world.scenes).encode()).hexdigest()[:16]
         return {
             "backbone": world.backbone.family,
-            "weights": _digest(world.backbone.fingerprint()),
+            "weights": facts_digest(world.backbone.fingerprint()),
             "encoder": world.encoder.encoder_id,
             "scenes": scenes,
             "templates": list(world.templates),
@@ -185,7 +185,7 @@ class DataFolder:
         return hashlib.sha256(json.dumps([concept.name, prompts, list(concept.phrases)]).encode()).hexdigest()[:16]
 
     def _source_hash(self) -> str:
-        return _digest([self.key, sites_to_header(self.collected_sites), self.pooling])
+        return facts_digest([self.key, sites_to_header(self.collected_sites), self.pooling])
 
     @property
     def collected(self) -> int:
@@ -389,10 +389,6 @@ def _unreadable(path: Path) -> FileError:
 
 def _packed(table: Tensor) -> Tensor:
     return table.half() if float(table.abs().max()) < LARGEST_HALF else table.float()
-
-
-def _digest(fingerprint: Any) -> str:
-    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:

@@ -141,14 +141,17 @@ def run(options: argparse.Namespace) -> int:
 
 def _page_before(output: Path) -> dict[str, Any]:
     """The numbers of the page that a new measurement will replace: what came from other runs is not in it, and where they
-    lie nobody may know any more. {} where there is none, or none that can be read."""
+    lie nobody may know any more. {} where there is none. Raises CommandError for one that cannot be read, before hours go
+    into a page that would cost the user what is in it."""
     from ..evaluation.stored import NUMBERS, read_numbers
     from ..files import FileError
 
+    if not (output / NUMBERS).exists():
+        return {}
     try:
         return read_numbers(output / NUMBERS)
-    except FileError:
-        return {}
+    except FileError as error:
+        raise CommandError(f"{error}; this run would write over it: move it away, or choose another --output.") from error
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> None:

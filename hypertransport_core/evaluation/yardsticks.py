@@ -24,6 +24,16 @@ OWN = ("ours_text", "ours_image", "ours_images_4", "mean_map", "ridge")
 # The only ones that the sheets show a picture of, at the strength chosen.
 PICTURED = ("prompting", "image_adapter", "linear_act", "lineas_50", "lineas_1000")
 SAVE_EVERY = 60.0  # seconds
+# What facts that are digests stand for: the digests themselves would tell a reader nothing.
+DIGESTS = {
+    "base": "another base model",
+    "sites": "another site set",
+    "judge": "another judge",
+    "judge_2": "another second judge",
+    "clip_2": "another second CLIP",
+    "scenes": "other scenes",
+    "fits": "other settings of the fits",
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,10 @@ class Yardsticks:
             raise FileError(f"{path} cannot be read as measurements ({error}), expected a file that results wrote: {cure}") from error
         for key, value in self.facts.items():
             if theirs.get(key) != value:
-                raise FileError(f"{path} was measured with {key} = {theirs.get(key)}, expected {value} as in this run: {cure}")
+                other = f"{key} = {theirs.get(key)}, expected {value} as in this run"
+                if key in DIGESTS:
+                    other = f"{DIGESTS[key]}, expected what this run has"
+                raise FileError(f"{path} was measured with {other}: {cure}")
         tensors, _ = load_file(folder / PICTURES, KIND)
         for key, picture in tensors.items():
             if key in kept:

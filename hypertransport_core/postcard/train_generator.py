@@ -99,7 +99,8 @@ class Training:
 
     def __init__(self, config: UNetConfig, *, rate: float, seed: int, optimiser: str = "muon", compile: bool = False) -> None:
         torch.manual_seed(seed)
-        self.network = PostcardUNet(config).to(memory_format=torch.channels_last)
+        self.network = PostcardUNet(config)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
         self.forward = torch.compile(self.network) if compile else self.network
         self.average = [p.detach().clone() for p in self.network.parameters()]
         hidden, rest = split_parameters(self.network)

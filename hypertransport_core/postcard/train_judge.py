@@ -54,7 +54,8 @@ def accuracy(judge: Judge, count: int = 2000, seed: int = 77_001) -> dict[str, f
 def train(args: argparse.Namespace) -> None:
     """Train the judge, report how often it is right on fresh renders, write its file. Raises CheckpointError, FileError."""
     torch.manual_seed(args.seed)
-    judge = Judge(architecture=args.architecture).to(memory_format=torch.channels_last)
+    judge = Judge(architecture=args.architecture)
+    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # known to torch, not to its types
     optimiser = torch.optim.AdamW(judge.parameters(), args.rate, weight_decay=.02)
     g, first = torch.Generator().manual_seed(args.seed), 0
     if args.state.exists():

@@ -72,9 +72,9 @@ class DiskPlan:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Bytes on the device. training: a call with gradients; outside: one without (collecting, validation) of `batch`
-    rows; material: what a step and the validation keep between calls; program: the rest of the process, where it shares
-    the memory.
+    """Bytes on the device. training: a call with gradients of `rows` rows, none with teachers; outside: one without
+    (collecting, validation) of `batch` rows; graph: what a step takes beside that; material: what a step and the
+    validation keep between calls; program: the rest of the process, where it shares the memory.
     """
 
     weights: int
@@ -265,15 +265,25 @@ def device_plan(
     if not train:
         return plan
     states, graph = hypernetwork_bytes(config, data.sites, world.encoder.width)
-    states += sum(2 * Path(name).stat().st_size for name in config.teacher_files() if Path(name).is_file())  # fp16 in files
-    return replace(
-        plan,
-        states=states,
-        graph=graph,
-        material=_material(world, data, config, scene),
-        training=measured_call(world.backbone, config, data.sites, scene, True, room),
-        rows=config.rows_per_pass(),
-    )
+    plan = replace(plan, states=states, graph=graph, material=_material(world, data, config, scene))
+    if config.teacher_files():
+        return _with_teachers(plan, data, config)
+    training = measured_call(world.backbone, config, data.sites, scene, True, room)
+    return replace(plan, training=training, rows=config.rows_per_pass())
+
+
+def _with_teachers(plan: DevicePlan, data: DataFolder, config: TrainingConfig) -> DevicePlan:
+    """The plan of a run that learns from files: no call of the base model in training, instead the files' weights, a step's
+    maps of each, their mean, and the differences that the distance is made of."""
+    files = config.teacher_files()
+    states = plan.states + sum(2 * Path(name).stat().st_size for name in files if Path(name).is_file())  # fp16 in files
+    return replace(plan, states=states, graph=plan.graph + _teaching(data, config))
+
+
+def _teaching(data: DataFolder, config: TrainingConfig) -> int:
+    """Bytes of a step's maps of all teachers, of their sum and of five differences."""
+    levels = config.levels_per_step if config.maps_per_step else 1
+    return config.concepts_per_step * total_channels(data.sites) * 4 * (2 * len(config.teacher_files()) + 2 + 5 * levels)
 
 
 def _material(world: World, data: DataFolder, config: TrainingConfig, scene: str) -> int:
@@ -320,18 +330,22 @@ def describe_plan(
         f"{len(world.concepts.everything)} concepts x {len(data.levels)} levels x {config.blocks} blocks x "
         f"{total_channels(data.collected_sites):,} channels"
     )
+    lasting = "weights, mean, optimiser" + (", teachers" if config.teacher_files() else "")
     training = (
-        f" + hypernetwork {(plan.states + plan.graph) / GB:.3g} (of which weights, mean, optimiser "
-        f"{plan.states / GB:.3g}) + kept samples {plan.material / GB:.3g} + activations "
-        f"{plan.training.of(plan.rows) / GB:.3g} ({plan.rows} samples of {plan.training.per_row / 1e6:.3g} MB and "
-        f"{plan.training.fixed / 1e6:.3g} MB, measured)"
+        f" + hypernetwork {(plan.states + plan.graph) / GB:.3g} (of which {lasting} "
+        f"{plan.states / GB:.3g}) + kept samples {plan.material / GB:.3g}"
     )
+    if plan.rows:
+        training += (
+            f" + activations {plan.training.of(plan.rows) / GB:.3g} ({plan.rows} samples of "
+            f"{plan.training.per_row / 1e6:.3g} MB and {plan.training.fixed / 1e6:.3g} MB, measured)"
+        )
     return [
         f"disk, GB: statistics {disk.statistics / GB:.3g} ({tables}) + predictions {disk.predictions / GB:.3g} + "
         f"embeddings {disk.embeddings / GB:.3g} + checkpoints {disk.checkpoints / GB:.3g}; {disk.present / GB:.3g} "
         f"there, {disk_room(data.folder) / GB:.3g} free",
         f"memory of {device}, GB: base model {plan.weights / GB:.3g} + encoders {plan.encoders / GB:.3g} + program "
-        f"{plan.program / GB:.3g}{training if plan.rows else ''}; without gradient "
+        f"{plan.program / GB:.3g}{training if plan.states else ''}; without gradient "
         f"{plan.outside.of(plan.batch) / GB:.3g} ({plan.batch} samples); at most {plan.peak / GB:.3g}, {free}{limit}",
     ]
 
@@ -340,7 +354,7 @@ def _check_device(world: World, data: DataFolder, config: TrainingConfig, plan: 
     if plan.peak <= limit:
         return
     room = limit - plan.lasting
-    training = plan.training.rows_within(room - plan.graph) if plan.rows else 1
+    training = plan.training.rows_within(room - plan.graph) if plan.rows else int(room >= plan.graph)
     outside = plan.outside.rows_within(room)
     cures = []
     if training < plan.rows:
@@ -357,13 +371,21 @@ def _check_device(world: World, data: DataFolder, config: TrainingConfig, plan: 
 def _last_resort(world: World, data: DataFolder, config: TrainingConfig, plan: DevicePlan, limit: float) -> str:
     """What to do when not even one sample fits in a call."""
     room = limit - plan.lasting - plan.graph
-    if room > 0 and not config.gradient_checkpointing:
+    if config.teacher_files():
+        smaller = config.concepts_per_step // 2
+        while smaller:
+            other = config.with_values({"concepts_per_step": smaller})
+            graph = hypernetwork_bytes(other, data.sites, world.encoder.width)[1] + _teaching(data, other)
+            if replace(plan, graph=graph).least <= limit:
+                return f"set concepts_per_step to {smaller} and batch to {min(plan.batch, plan.outside.rows_within(limit - plan.lasting))}"
+            smaller //= 2
+    elif room > 0 and not config.gradient_checkpointing:
         saving = config.with_values({"gradient_checkpointing": True})
         rows = measured_call(world.backbone, saving, data.sites, world.scenes[0], True, room).rows_within(room)
         if rows:
             return f"set gradient_checkpointing to true and samples_per_pass to {min(plan.rows, rows)}"
     bottleneck = config.bottleneck // 2
-    while config.hypernetwork == "mlp" and bottleneck >= 16:
+    while plan.rows and config.hypernetwork == "mlp" and bottleneck >= 16:
         states, graph = hypernetwork_bytes(
             config.with_values({"bottleneck": bottleneck}), data.sites, world.encoder.width
         )

@@ -334,6 +334,14 @@ def test_refusals_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert text.endswith(".") and "\n" not in text
 
 
+def test_a_page_that_cannot_be_read_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "results.json").write_text('{"command": ')
+    assert main(["results", "--output", str(tmp_path), *TINIEST]) == 2
+    text = capsys.readouterr().err.strip()
+    assert "write over it" in text and "\n" not in text and len(list(tmp_path.iterdir())) == 1
+
+
 def test_unsteered_truth_is_read_from_prompt_and_noise() -> None:
     scenes = fresh_scenes(30)
     noise = torch.stack([torch.randn(48, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in scenes.seeds])

@@ -125,6 +125,16 @@ def test_measurements_made_otherwise_are_refused(
     assert not (tmp_path / "docs").exists()
 
 
+def test_digests_are_told_in_words(first: tuple[Path, Path]) -> None:
+    facts = json.loads((first[1] / yardsticks.NUMBERS).read_text())["facts"]
+    for key, words in yardsticks.DIGESTS.items():
+        with pytest.raises(FileError) as caught:
+            Yardsticks(first[1], facts | {key: "0123456789abcdef"})
+        said = str(caught.value)
+        assert words in said and "0123456789abcdef" not in said and str(facts[key]) not in said
+    assert all(len(str(value)) < 16 or key in yardsticks.DIGESTS or key == "encoder" for key, value in facts.items())
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"facts": 1, "measured": {}}', '{"facts": {}, "measured": {"a": 1}}'])
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / yardsticks.NUMBERS).write_text(content)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hypertransport_core.training import ConfigError, TrainingConfig, cli
+from hypertransport_core.training import ConfigError, TrainingConfig, cli, memory
 from hypertransport_core.training.batches import draw, mixed
 from hypertransport_core.training.distilling import Teachers
 from hypertransport_core.training.loop import Trainer
+from hypertransport_core.training.meter import Meter
 from hypertransport_core.transport import TransportMaps
 from hypertransport_core.weights_io import load_hypernetwork
 from tests.training.test_learning import trainer
@@ -104,6 +105,32 @@ def test_the_command_writes_a_student_that_names_its_teachers(tmp_path, teachers
     both = [load_hypernetwork(tmp_path / name / "hypernetwork.safetensors").hypernetwork for name in ("whole", "parts")]
     for a, b in zip(both[0].parameters(), both[1].parameters()):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("changes", [{}, {"maps_per_step": True, "levels_per_step": 2}])
+def test_the_memory_plan_reckons_with_teachers_and_without_the_base_model(tmp_path, teachers, changes):
+    data, files = teachers
+    if changes:
+        files = [tmp_path / "teacher.safetensors"]
+        arguments = ["--preset", "tiny", "--maps-per-step", "true", "--output", tmp_path / "run", "--data", data, "--steps", 2]
+        assert cli.main(list(map(str, [*arguments, "--strip-concepts", 0, "--export", files[0]]))) == 0
+    one = student(tmp_path / "student", (data, files), concepts_per_step=128, **changes)
+    plan = memory.device_plan(one.world, one.data, one.config)
+    alone = memory.device_plan(one.world, one.data, one.config.with_values({"teachers": ""}))
+    sizes = [sum(p.numel() * 4 for p in file.hypernetwork.parameters()) for file in one.teachers.files]
+    assert sum(sizes) < plan.states - alone.states < 1.5 * sum(sizes) + 1e5 and plan.rows == plan.training.of(9) == 0
+    one.advance()  # the optimiser makes its moments
+    one.network.zero_grad(set_to_none=True)
+    with Meter() as meter:
+        one.advance()
+    assert 0.6 * plan.graph < meter.peak < 1.05 * plan.graph
+    text = "\n".join(memory.describe_plan(one.world, one.data, one.config, memory.disk_plan(one.world, one.data, one.config), plan))
+    assert "optimiser, teachers" in text and "activations" not in text
+    with pytest.raises(ConfigError) as error:
+        memory._check_device(one.world, one.data, one.config, plan, plan.lasting + max(plan.graph / 3, plan.outside.of(1)))
+    chosen = int(str(error.value).split("set concepts_per_step to ")[1].split()[0])
+    less = memory.device_plan(one.world, one.data, one.config.with_values({"concepts_per_step": chosen}))
+    assert 1 <= chosen < 128 and less.graph < max(plan.graph / 3, plan.outside.of(1))
 
 
 def test_blends_lie_between_two_embeddings():

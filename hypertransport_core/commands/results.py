@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="GROUP/NAME=FILE",
         help="another training of the hypernetwork, measured by evaluate or results, such as seeds/2=seed2.json or "
-        "concepts/100=hundred.json: a table per group, a curve where names are numbers; can be repeated, and without it those "
-        "that the page has stay",
+        "concepts/100=hundred.json: a table per group, a curve where names are numbers; can be repeated; a group takes the "
+        "place of the page's of that name, all else that the page has of other trainings stays",
     )
     parser.add_argument(
         "--again",
@@ -120,11 +120,7 @@ def run(options: argparse.Namespace) -> int:
             failure = error
     found = stored.load(source)
     goals = [key for _, key, _, _ in GOALS]
-    flat = dict(found.flat)
-    if others:  # all of them are named anew
-        flat = other_runs.without(flat) | others
-    else:
-        flat |= other_runs.of(before)
+    flat = other_runs.renewed(found.flat | other_runs.of(before), others)
     if again:
         flat = other_seeds.without(flat)
         flat |= other_seeds.added(flat, again, goals)

@@ -56,9 +56,10 @@ def of(flat: Flat) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key.startswith(KEYS)}
 
 
-def without(flat: Flat) -> dict[str, Any]:
-    """All else of a page."""
-    return {key: value for key, value in flat.items() if not key.startswith(KEYS)}
+def renewed(flat: Flat, runs: Flat) -> dict[str, Any]:
+    """A page with other runs on it, in the place of all that it had of their groups; its other groups stay."""
+    gone = tuple(f"{start}{group}." for group in groups(runs) for start in KEYS)
+    return {key: value for key, value in flat.items() if not (gone and key.startswith(gone))} | dict(runs)
 
 
 def groups(flat: Flat) -> dict[str, list[str]]:

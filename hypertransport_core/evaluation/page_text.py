@@ -162,7 +162,8 @@ One reference picture gives [[modality.image_share|.2~]] of the concept fidelity
 [[if:versus_image.image_adapter.concept]]
 An *image-prompt adapter* ([Ye et al.](https://arxiv.org/abs/2308.06721)) is shown the same single picture: a second
 attention beside the text's in every layer, trained on data collected as the hypernetwork's, from pictures only, for
-[[steps.adapter|n]] steps (the hypernetwork, from words and pictures: [[steps.hypernetwork|n]]). HyperTransport from the
+[[steps.adapter|n]] steps (the hypernetwork, from words and pictures: [[steps.hypernetwork|n]], to which come those of
+its teachers where it learned from others, as [the shipped one](training.md#two-recipes) did). HyperTransport from the
 picture minus the adapter, as in the table of differences above:
 
 [[table:versus_image]]

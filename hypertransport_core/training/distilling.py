@@ -22,6 +22,10 @@ from .batches import Draw
 from .config import ConfigError, TrainingConfig
 from .data import DataFolder, network_device
 
+# By how much the means of the same concepts differ, as a share of their length, where a machine or precision of its own made
+# the pictures: 0.006 was seen, and 0.23 to 0.40 between all 846 training concepts of Postcard and 400 of them.
+SAME_MEANS = 0.03
+
 
 class Teachers:
     """Some hypernetworks for the sites, encoder and data of a run."""
@@ -85,7 +89,7 @@ def _check(found: HypernetworkFile, data: DataFolder, config: TrainingConfig, me
             "was trained with, or choose another."
         )
     alike = means.keys() == found.means.keys() and all(
-        torch.allclose(mean.cpu(), found.means[name], atol=1e-3) for name, mean in means.items()
+        float((mean.cpu() - found.means[name]).norm()) <= SAME_MEANS * float(mean.norm()) for name, mean in means.items()
     )
     if not alike:
         raise ConfigError(

@@ -243,9 +243,11 @@ def test_other_trainings_get_their_tables_and_curves(run: tuple[Path, Path], tmp
     assert "| 75 % (65 to 85) |" in text and "| 25 | 1,234 | " in text and "**mean (smallest to largest)** |  |  |  | 50 % (25 to 75) |" in text
     assert "(results/curve-1.png)" in text and (output / "results" / "curve-1.png").is_file()
     assert not (output / "results" / "curve-2.png").exists()  # seeds are names, not amounts
-    assert main(["results", "--output", str(output), "--from", str(output), "--also", f"x/y={reports['a']}"]) == 0
-    found = {key for key in numbers(output) if key.startswith("also.")}
-    assert found and all(key.startswith("also.x.y.") for key in found) and not (output / "results" / "curve-1.png").exists()
+    for word in ("training concepts/7", "seed/9"):  # a group is replaced as a whole, the others stay
+        assert main(["results", "--output", str(output), "--from", str(output), "--also", f"{word}={reports['a']}"]) == 0
+    found = {tuple(key.split(".")[1:3]) for key in numbers(output) if key.startswith("also.")}
+    assert found == {("training concepts", "7"), ("seeds", "1"), ("seeds", "2"), ("seed", "9")}
+    assert not (output / "results" / "curve-1.png").exists()
 
 
 def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_path: Path) -> None:

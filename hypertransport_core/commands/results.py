@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
             failure = error
     found = stored.load(source)
     goals = [key for _, key, _, _ in GOALS]
-    flat = other_runs.renewed(found.flat | other_runs.of(before), others)
+    flat = other_runs.renewed({**found.flat, **other_runs.of(before)}, others)
     if again:
         flat = other_seeds.without(flat)
         flat |= other_seeds.added(flat, again, goals)
@@ -147,7 +147,10 @@ def _page_before(output: Path) -> dict[str, Any]:
     try:
         return read_numbers(output / NUMBERS)
     except FileError as error:
-        raise CommandError(f"{error}; this run would write over it: move it away, or choose another --output.") from error
+        raise CommandError(
+            f"--output {output} has a {NUMBERS} that this command cannot read, expected one of its own or none, as this run "
+            "would write over it: move it away, or choose another folder."
+        ) from error
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import median_high, median_low
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from .. import __version__
 from ..files import network_fingerprint, write_atomically
 from ..hypernetworks import Hypernetwork, build_hypernetwork
-from ..weights_io import load_hypernetwork, save_hypernetwork
+from ..weights_io import HypernetworkFile, load_hypernetwork, save_hypernetwork
 from .config import TrainingConfig
 from .data import DataFolder, network_device
 from .presets import World
@@ -93,6 +95,7 @@ def export(world: World, data: DataFolder, config: TrainingConfig, run: Path) ->
     """
     state = chosen_state(run, config)
     network = averaged_network(state, world).cpu()
+    teachers = [load_hypernetwork(Path(name)) for name in config.teacher_files()]
     path = Path(config.export) if config.export else run / "hypernetwork.safetensors"
     title = config.title or f"HyperTransport for {world.backbone.family} ({config.site_set})"
     spec = {
@@ -109,9 +112,8 @@ def export(world: World, data: DataFolder, config: TrainingConfig, run: Path) ->
         fingerprint=fingerprint,
         encoder_id=world.encoder.encoder_id,
         means=state["means"],
-        # Beyond what it was trained at pictures of few-step models tend to fall apart; the file recommends, it does not forbid.
-        strength_range=(-1.0 if config.removal_share else 0.0, 1.0),
-        training=_summary(world, config, run, state),
+        strength_range=_strengths(config, teachers),
+        training=_summary(world, config, run, state, teachers),
         licence=world.licence,
         modelspec=spec,
     )
@@ -119,7 +121,18 @@ def export(world: World, data: DataFolder, config: TrainingConfig, run: Path) ->
     return path
 
 
-def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, Any]) -> dict[str, Any]:
+def _strengths(config: TrainingConfig, teachers: Sequence[HypernetworkFile]) -> tuple[float, float]:
+    """The strengths that the file recommends, without forbidding others: beyond what it was trained at, pictures of few-step
+    models tend to fall apart. A student has learned what more than half of its teachers were trained for."""
+    if not teachers:
+        return (-1.0 if config.removal_share else 0.0, 1.0)
+    lows, highs = zip(*(one.strength_range for one in teachers))
+    return median_high(lows), median_low(highs)
+
+
+def _summary(
+    world: World, config: TrainingConfig, run: Path, state: dict[str, Any], teachers: Sequence[HypernetworkFile]
+) -> dict[str, Any]:
     concepts = world.concepts
     kept = (
         "preset",
@@ -167,8 +180,8 @@ def _summary(world: World, config: TrainingConfig, run: Path, state: dict[str, A
         },
         "versions": {"hypertransport": __version__, "torch": torch.__version__},
     }
-    if config.teacher_files():
-        summary["teachers"] = [load_hypernetwork(name).header.get("training", {}) for name in config.teacher_files()]
+    if teachers:
+        summary["teachers"] = [one.header.get("training", {}) for one in teachers]
     try:
         report = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

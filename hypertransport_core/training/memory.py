@@ -374,10 +374,11 @@ def _last_resort(world: World, data: DataFolder, config: TrainingConfig, plan: D
     if config.teacher_files():
         smaller = config.concepts_per_step // 2
         while smaller:
-            other = config.with_values({"concepts_per_step": smaller})
-            graph = hypernetwork_bytes(other, data.sites, world.encoder.width)[1] + _teaching(data, other)
+            fewer = config.with_values({"concepts_per_step": smaller})
+            graph = hypernetwork_bytes(fewer, data.sites, world.encoder.width)[1] + _teaching(data, fewer)
             if replace(plan, graph=graph).least <= limit:
-                return f"set concepts_per_step to {smaller} and batch to {min(plan.batch, plan.outside.rows_within(limit - plan.lasting))}"
+                batch = min(plan.batch, plan.outside.rows_within(limit - plan.lasting))
+                return f"set concepts_per_step to {smaller} and batch to {batch}"
             smaller //= 2
     elif room > 0 and not config.gradient_checkpointing:
         saving = config.with_values({"gradient_checkpointing": True})

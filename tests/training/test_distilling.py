@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hypertransport_core.training import ConfigError, TrainingConfig, cli, memory
+from hypertransport_core.training import ConfigError, TrainingConfig, cli, export, memory
 from hypertransport_core.training.batches import draw, mixed
 from hypertransport_core.training.distilling import Teachers
 from hypertransport_core.training.loop import Trainer
@@ -131,6 +131,17 @@ def test_the_memory_plan_reckons_with_teachers_and_without_the_base_model(tmp_pa
     chosen = int(str(error.value).split("set concepts_per_step to ")[1].split()[0])
     less = memory.device_plan(one.world, one.data, one.config.with_values({"concepts_per_step": chosen}))
     assert 1 <= chosen < 128 and less.graph < max(plan.graph / 3, plan.outside.of(1))
+
+
+def test_a_student_recommends_the_strengths_that_most_teachers_were_trained_for():
+    class Teacher:
+        def __init__(self, low: float) -> None:
+            self.strength_range = (low, 1.0)
+
+    config = TrainingConfig(teachers="a, b", store_predictions=True, transport_weight=0.0, paired_weight=1.0, removal_share=0.2)
+    for lows, expected in ([-1.0, -1.0, -1.0, 0.0], -1.0), ([-1.0, 0.0], 0.0), ([0.0, 0.0, -1.0], 0.0):
+        assert export._strengths(config, [Teacher(low) for low in lows]) == (expected, 1.0)
+    assert export._strengths(config, []) == (-1.0, 1.0)
 
 
 def test_blends_lie_between_two_embeddings():

@@ -377,8 +377,8 @@ def _last_resort(world: World, data: DataFolder, config: TrainingConfig, plan: D
             fewer = config.with_values({"concepts_per_step": smaller})
             graph = hypernetwork_bytes(fewer, data.sites, world.encoder.width)[1] + _teaching(data, fewer)
             if replace(plan, graph=graph).least <= limit:
-                batch = min(plan.batch, plan.outside.rows_within(limit - plan.lasting))
-                return f"set concepts_per_step to {smaller} and batch to {batch}"
+                batch = plan.outside.rows_within(limit - plan.lasting)
+                return f"set concepts_per_step to {smaller}" + (f" and batch to {batch}" if batch < plan.batch else "")
             smaller //= 2
     elif room > 0 and not config.gradient_checkpointing:
         saving = config.with_values({"gradient_checkpointing": True})

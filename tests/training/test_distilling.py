@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,19 +129,17 @@ def test_the_memory_plan_reckons_with_teachers_and_without_the_base_model(tmp_pa
     assert "optimiser, teachers" in text and "activations" not in text
     with pytest.raises(ConfigError) as error:
         memory._check_device(one.world, one.data, one.config, plan, plan.lasting + max(plan.graph / 3, plan.outside.of(1)))
-    chosen = int(str(error.value).split("set concepts_per_step to ")[1].split()[0])
+    chosen = int(re.search(r"set concepts_per_step to (\d+)", str(error.value))[1])
     less = memory.device_plan(one.world, one.data, one.config.with_values({"concepts_per_step": chosen}))
     assert 1 <= chosen < 128 and less.graph < max(plan.graph / 3, plan.outside.of(1))
 
 
-def test_a_student_recommends_the_strengths_that_most_teachers_were_trained_for():
-    class Teacher:
-        def __init__(self, low: float) -> None:
-            self.strength_range = (low, 1.0)
-
+def test_a_student_recommends_the_strengths_that_most_teachers_were_trained_for(teachers):
+    file = load_hypernetwork(teachers[1][0])
     config = TrainingConfig(teachers="a, b", store_predictions=True, transport_weight=0.0, paired_weight=1.0, removal_share=0.2)
     for lows, expected in ([-1.0, -1.0, -1.0, 0.0], -1.0), ([-1.0, 0.0], 0.0), ([0.0, 0.0, -1.0], 0.0):
-        assert export._strengths(config, [Teacher(low) for low in lows]) == (expected, 1.0)
+        files = [replace(file, header={**file.header, "strength_range": [low, 1.0]}) for low in lows]
+        assert export._strengths(config, files) == (expected, 1.0)
     assert export._strengths(config, []) == (-1.0, 1.0)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypertransport_core.files import load_file, save_file
 from hypertransport_core.training import ConfigError, TrainingConfig, cli, export, memory
 from hypertransport_core.training.batches import draw, mixed
 from hypertransport_core.training.distilling import Teachers
@@ -132,6 +133,16 @@ def test_the_memory_plan_reckons_with_teachers_and_without_the_base_model(tmp_pa
     chosen = int(re.search(r"set concepts_per_step to (\d+)", str(error.value))[1])
     less = memory.device_plan(one.world, one.data, one.config.with_values({"concepts_per_step": chosen}))
     assert 1 <= chosen < 128 and less.graph < max(plan.graph / 3, plan.outside.of(1))
+
+
+def test_the_command_recommends_the_strengths_of_the_teachers(tmp_path, teachers, train):
+    data, files = teachers
+    for index, file in enumerate(files):
+        tensors, header = load_file(file)
+        save_file(tmp_path / f"{index}.safetensors", tensors, "hypernetwork", {**header, "strength_range": [-0.5, 1.5]})
+    names = ["--teachers", ",".join(str(tmp_path / f"{index}.safetensors") for index in range(len(files)))]
+    assert train(tmp_path / "run", *names, "--data", data, "--steps", 2) == 0
+    assert load_hypernetwork(tmp_path / "run/hypernetwork.safetensors").strength_range == (-0.5, 1.5)
 
 
 def test_a_student_recommends_the_strengths_that_most_teachers_were_trained_for(teachers):

@@ -70,13 +70,13 @@ SLIDERS = Kind[LowRank](
 class Fitter:
     """Per-concept fits on the sites of the hypernetwork, kept in memory and in a folder, with the seconds each took.
 
-    progress: hears the work done; spared: work that the cache spares, negative for a fit made once more."""
+    progress: hears the work done; more: work that no one reckoned with, a fit made once more."""
 
     pipeline: Pipeline
     sites: tuple[Site, ...]
     settings: FitSettings
     progress: Callable[[float, str], None] = lambda amount, text: None
-    spared: Callable[[float], None] = lambda amount: None
+    more: Callable[[float], None] = lambda amount: None
     seconds: dict[tuple[str, int], float] = field(default_factory=dict)
     from_cache: set[tuple[str, int]] = field(default_factory=set)
     _memory: dict[tuple[str, int], Any] = field(default_factory=dict)
@@ -140,7 +140,7 @@ class Fitter:
     def time_one(self, concept: str, iterations: int) -> None:
         """Make a LinEAS fit anew, whatever the cache holds, so that its seconds are those of this run."""
         cache, self.settings = self.settings, replace(self.settings, cache=None)
-        self.spared(-iterations * cost_of_step(self.settings))
+        self.more(iterations * cost_of_step(self.settings))
         try:
             self._memory.pop(("lineas:" + concept, iterations), None)
             self.from_cache.discard(("lineas:" + concept, iterations))
@@ -185,8 +185,17 @@ class Fitter:
             shift = torch.stack(means[1:]) - means[0]
             return TransportMaps(self.sites, torch.ones_like(shift), shift, {"operation": "mean_act"})
 
-        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
-        return self._kept(MAPS, (f"mean_shifts:{digest}", len(names)), fit, (len(names) + 1) * SAMPLES)
+        return self._kept(MAPS, (f"mean_shifts:{_digest(names)}", len(names)), fit, (len(names) + 1) * SAMPLES)
+
+    def has_shifts(self, concepts: Sequence[str]) -> bool:
+        """Whether `mean_shifts` of these need not be computed."""
+        return self.has("mean_shifts", _digest(concepts), len(concepts))
+
+    def has(self, method: str, concept: str, iterations: int = 0) -> bool:
+        """Whether a fit (method: "lineas", "slider_lora" or one of `quick`) need not be made."""
+        key = (f"{method}:{concept}", iterations)
+        path = self._path(key, (SLIDERS if method == "slider_lora" else MAPS).made_with(iterations))
+        return key in self._memory or (path is not None and path.is_file())
 
     def _samples(self, concept: str) -> tuple[list[str], list[str], list[int]]:
         scenes = scene_prompts(SAMPLES, SCENES_SEED)
@@ -200,8 +209,9 @@ class Fitter:
         if found is not None:
             self.seconds[key] = float(found.info.get("seconds", float("nan")))
             self.from_cache.add(key)
-            self.spared(cost)
         else:
+            if path is not None and path.is_file():  # damaged, and `has` did not know
+                self.more(cost)
             started = time.perf_counter()
             found = fit()
             self.seconds[key] = time.perf_counter() - started
@@ -241,6 +251,10 @@ def made_with(settings: FitSettings) -> list[Any]:
     """All that decides what a fit to a concept gives, JSON-able."""
     kinds = [settings.iterations, sorted(RATES.items()), settings.slider_iterations, SLIDER_RATE, SLIDER_BATCH]
     return [settings.batch, settings.levels, *kinds, SAMPLES, SCENES_SEED, FIT_SEED]
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
 def cost_of_step(settings: FitSettings) -> float:

@@ -81,6 +81,18 @@ class Methods:
             return self._mean_map
         raise ValueError(f"There is no method '{method}'; choose from {', '.join(EVERY)}.")
 
+    def has_fit(self, method: str, concept: str) -> bool:
+        """Whether a method's fit to a concept is there already; False for a method without one."""
+        longest, shortest = self.fitter.settings.iterations
+        if method in QUICK_FITS:
+            return self.fitter.has(method, concept)
+        if method == "slider_lora":
+            return self.fitter.has(method, concept, self.fitter.settings.slider_iterations)
+        if method == "nearest":
+            concept = self.nearest(concept)[0]
+        steps = {"lineas_1000": longest, "nearest": longest, "lineas_50": shortest}.get(method)
+        return steps is not None and self.fitter.has("lineas", concept, steps)
+
     def steering(self, method: str, concept: str) -> StepMaps:
         """`maps` of a method that has some. Raises ValueError for one without."""
         maps = self.maps(method, concept)

@@ -26,9 +26,9 @@ class Progress:
         line = f"{share:4.0%}  {left} left  {text}"
         _tell(f"\r{line[:110]:<110}" if live else f"{line}\n")
 
-    def spared(self, amount: float) -> None:
-        """So much of the work need not be done."""
-        self.total = max(self.total - amount, 1.0)
+    def more(self, amount: float) -> None:
+        """There is so much more work than the total says."""
+        self.total += amount
 
     def finish(self) -> None:
         """End the line of a terminal."""

@@ -11,16 +11,17 @@ from typing import Any
 from ..fitting.image_adapter import ImageAdapterFile
 from ..pipeline import Pipeline
 from ..postcard.clip import PostcardCLIP
+from ..postcard.concepts import split
 from ..postcard.judge import Judge
 from . import studies as study
 from .bootstrap import paired_interval, ratio_interval
 from .fits import SAMPLES
 from .measures import STRENGTHS, mean, rank_correlation
-from .methods import DEAR, EVERY
+from .methods import DEAR, EVERY, stratified
 from .report import MEASURES, MORE_MEASURES, clean, flatten, with_interval
 from .runner import EvaluationSettings, Session, fit_cost, speed, total_cost
 from .stored import Shown, as_bytes
-from .studies import BEYOND, GRID, Studies, StudySettings
+from .studies import Studies, StudySettings
 
 ALL_MEASURES = (*MEASURES, *MORE_MEASURES)
 VARIED = ("ours_text", "ours_image", "image_adapter", "prompting", "lineas_50", "linear_act")
@@ -154,7 +155,7 @@ def numbers(session: Session, found: Studies, settings: ResultsSettings) -> dict
             "counts.taken_over": session.yardsticks.taken or None,
             "counts.yardsticks": session.yardsticks.taken + session.yardsticks.made,
             "scene": session.scenes.prompts[0],
-            "strength_grid": list(GRID),
+            "strength_grid": list(study.GRID),
             "ridge.penalty": session.methods.ridge_penalty,
             **_steps(session),
         }
@@ -223,7 +224,7 @@ def _curve(session: Session, found: Studies) -> dict[str, Any]:
     whole = {
         name: steps | found.beyond.get(name, {}) for name, steps in session.result.strengths.items()
     }
-    for strength in (*STRENGTHS, *BEYOND):
+    for strength in (*STRENGTHS, *study.BEYOND):
         steps = [by_strength[strength] for by_strength in whole.values() if strength in by_strength]
         for measure_name in (*ALL_MEASURES, "probability"):
             key = f"curve.ours_text.{measure_name}.{strength:g}"
@@ -234,7 +235,7 @@ def _curve(session: Session, found: Studies) -> dict[str, Any]:
         for name, steps in whole.items()
         if steps[1.0]["moved"] > 0
     }
-    for strength in (*STRENGTHS, *BEYOND):
+    for strength in (*STRENGTHS, *study.BEYOND):
         values = [way[strength] for way in ways.values() if strength in way]
         if values:
             flat.update(with_interval(f"curve.ours_text.way.{strength:g}", values))
@@ -338,15 +339,25 @@ def _odds(share: float) -> float:
 
 
 def _cost(settings: ResultsSettings, session: Session) -> float:
-    """All work in network rows, roughly, for the progress bar."""
-    one, more, heldout = settings.evaluation, settings.studies, len(session.result.heldout)
-    rows = total_cost(one, heldout, len(session.result.fitted))
-    rows += len(one.methods) * heldout * one.prompts * one.steps / 2  # at strengths other than 1, about every second one
+    """All work ahead in network rows, roughly, for the progress bar."""
+    one, more, heldout = settings.evaluation, settings.studies, session.result.heldout
+    chosen_on = stratified(split()["validation"], more.validation)
+    rows = total_cost(session)
     for method in one.methods:
-        if method not in study.CHOSEN_WITH:
-            rows += (more.validation_fits if method in DEAR else more.validation) * fit_cost(method, one)
+        # For about every second method pictures at another strength than 1, and some with other seeds.
+        more_pictures = one.prompts // 2 + (more.seeds if method in VARIED else 0)
+        rows += sum(session.pictures_ahead(method, name, more_pictures) for name in heldout)
+        if method != "prompting" and method not in study.CHOSEN_WITH:
+            for name in stratified(chosen_on, more.validation_fits) if method in DEAR else chosen_on:
+                rows += session.pictures_ahead(method, name, len(study.GRID) * more.scenes) + session.fit_ahead(method, name)
     if "ridge" in one.methods:
-        rows += SAMPLES * (len(session.methods.train) + len(session.methods.validation))
-    pictures = len(one.methods) * more.validation * len(GRID) * more.scenes + heldout * len(BEYOND) * one.prompts
-    pictures += heldout * more.scenes * (5 + 3) + more.pairs * 5 * more.scenes + heldout * more.seeds * len(VARIED)
-    return rows + pictures * one.steps
+        parts = session.methods.train, session.methods.validation
+        rows += sum(SAMPLES * len(part) for part in parts if not session.fitter.has_shifts(part))
+    if "ours_text" in one.methods:  # beyond 1, removal, composition, other words
+        pictures = len(heldout) * (len(study.BEYOND) * one.prompts + more.scenes * (5 + 3)) + more.pairs * 5 * more.scenes
+        rows += pictures * one.steps
+        counted = "mean_act" in one.methods
+        for name in heldout:  # removal inverts Mean-AcT's maps, whatever is known of their pictures
+            if not session.methods.has_fit("mean_act", name) and not (counted and session.fit_ahead("mean_act", name)):
+                rows += fit_cost("mean_act", one)
+    return max(1.0, rows)

@@ -87,7 +87,7 @@ def evaluate(
     """Measure all methods on held-out concepts, the cheap ones first. What outlasts a stopped run is the cache of
     fits. adapter: of the method image_adapter."""
     session = Session(pipeline, judge, settings, adapter=adapter, quiet=quiet)
-    session.progress.total = total_cost(settings, len(session.result.heldout), len(session.result.fitted))
+    session.progress.total = total_cost(session)
     result = session.compare()
     result.speed = speed(session.methods, result.heldout, session.fitter, bool(result.scores.get("lineas_1000")))
     session.progress.finish()
@@ -142,7 +142,7 @@ class Session:
         names = stratified(heldout, len(heldout) if settings.concepts is None else settings.concepts)
         self.result = Result(names, stratified(names, settings.fit_concepts))
         self.progress = Progress(1.0, quiet)
-        self.fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings.fit, self.progress, self.progress.spared)
+        self.fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings.fit, self.progress, self.progress.more)
         self.methods = Methods(pipeline, self.fitter, adapter)
         scenes = fresh_scenes(settings.prompts, settings.seed)
         self.yardsticks = Yardsticks(yardsticks, {} if yardsticks is None else self._facts(scenes))
@@ -253,8 +253,7 @@ class Session:
             return self._kept(self.look(prompts, maps, strength, number, what), name)
 
         what = f"strength {strength:g}, picture {result.shown[name]}{self.methods.made_by(method)}"
-        fit = fit_cost(method, self.settings) if strength == 1.0 else 0.0
-        found = self.recall(method, name, what, make, spared=fit, pictured=pictured and method in PICTURED)
+        found = self.recall(method, name, what, make, pictured=pictured and method in PICTURED)
         if found.picture is not None:
             result.examples[called, name] = found.picture
         result.pictured[called, name] = found.merits
@@ -267,15 +266,22 @@ class Session:
         what: str,
         make: Callable[[], Measured],
         *,
-        spared: float = 0.0,
         pictured: bool = False,
     ) -> Measured:
-        """`Yardsticks.recall`, counting the pictures of what is taken over; spared: work that it saves beside them."""
+        """`Yardsticks.recall`, counting the pictures of what is taken over."""
         found, known = self.yardsticks.recall(method, name, what, make, pictured=pictured)
         if known:
             self.result.images += found.images
-            self.progress.spared(found.images * self.settings.steps + spared)
         return found
+
+    def pictures_ahead(self, method: str, name: str, count: int) -> int:
+        """Network rows of some pictures of a method on a concept, 0 where what they are for is known."""
+        return 0 if self.yardsticks.knows(method, name) else count * self.settings.steps
+
+    def fit_ahead(self, method: str, name: str) -> float:
+        """Work of a method's fit to a concept in network rows, roughly, 0 where it is there or nothing needs it."""
+        known = self.yardsticks.knows(method, name) or self.methods.has_fit(method, name)
+        return 0.0 if known else fit_cost(method, self.settings)
 
     def _kept(self, look: Look, name: str) -> Measured:
         number = concept_number(name)
@@ -380,11 +386,13 @@ def fit_cost(method: str, settings: EvaluationSettings) -> float:
     return steps * cost_of_step(fit) + slider + (2 * SAMPLES if method in QUICK_FITS else 0)
 
 
-def total_cost(settings: EvaluationSettings, heldout: int, fitted: int) -> float:
-    """All work in network rows, roughly."""
+def total_cost(session: Session) -> float:
+    """All work ahead of a session in network rows, roughly: less what is known already."""
+    settings, result = session.settings, session.result
     rows = float(settings.world + settings.prompts) * settings.steps
     for method in settings.methods:
-        count = heldout if method not in DEAR else min(fitted, NEAREST) if method == "nearest" else fitted
+        few = stratified(result.fitted, NEAREST) if method == "nearest" else result.fitted
         pictures = 4 * settings.rise_prompts if method == "ours_text" else settings.prompts
-        rows += count * (pictures * settings.steps + fit_cost(method, settings))
-    return rows
+        for name in few if method in DEAR else result.heldout:
+            rows += session.pictures_ahead(method, name, pictures) + session.fit_ahead(method, name)
+    return max(1.0, rows)

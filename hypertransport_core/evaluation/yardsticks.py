@@ -84,6 +84,10 @@ class Yardsticks:
                 self.save()
         return self._kept[key], known
 
+    def knows(self, method: str, name: str) -> bool:
+        """Whether anything is known of a method on a concept."""
+        return (method, name) in {tuple(key.split("|", 2)[:2]) for key in self._kept}
+
     def save(self) -> None:
         """Write what is new, each file whole or not at all. Raises FileError."""
         self._saved = time.monotonic()

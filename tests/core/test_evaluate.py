@@ -229,17 +229,26 @@ def test_only_fits_of_this_run_are_timed(folder: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.load(folder)
     settings = FitSettings(batch=4, cache=tmp_path, iterations=(2, 1))
     progress = runner.Progress(1000.0, quiet=True)
-    kept = Fitter(pipeline, pipeline.hypernetwork.sites, settings, progress, progress.spared)
-    assert kept.lineas("neon", 2) is kept.lineas("neon", 2)
+    kept = Fitter(pipeline, pipeline.hypernetwork.sites, settings, progress, progress.more)
+    assert not kept.has("lineas", "neon", 2)
+    assert kept.lineas("neon", 2) is kept.lineas("neon", 2) and kept.has("lineas", "neon", 2)
     assert (progress.done, progress.total) == (24, 1000)  # 2 steps of 4 samples, forward and backward; once
     progress = runner.Progress(1000.0, quiet=True)
-    fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings, progress, progress.spared)
+    fitter = Fitter(pipeline, pipeline.hypernetwork.sites, settings, progress, progress.more)
+    assert fitter.has("lineas", "neon", 2) and not fitter.has("lineas", "neon", 1) and not fitter.has("lineas", "sepia", 2)
     fitter.lineas("neon", 2)
-    assert (progress.done, progress.total) == (0, 976) and not fitter.fresh("lineas:", 2)
+    assert (progress.done, progress.total) == (0, 1000) and not fitter.fresh("lineas:", 2)
     fitter.seconds["lineas:neon", 2] = 1e6  # what the cache says of another day
     found = runner.speed(methods_module.Methods(pipeline, fitter), ["neon"], fitter)
     assert 0 < found["speed.fit_seconds"] < 1e5 and len(fitter.fresh("lineas:", 2)) == 1
-    assert fitter.settings.cache == tmp_path and (progress.done, progress.total) == (24, 1000)
+    assert fitter.settings.cache == tmp_path and (progress.done, progress.total) == (24, 1024)
+    for path in tmp_path.glob("lineas-neon-2-*"):
+        path.write_bytes(path.read_bytes()[:100])
+    progress = runner.Progress(1000.0, quiet=True)
+    damaged = Fitter(pipeline, pipeline.hypernetwork.sites, settings, progress, progress.more)
+    assert damaged.has("lineas", "neon", 2)
+    damaged.lineas("neon", 2)
+    assert (progress.done, progress.total) == (24, 1024)
 
 
 def test_the_command_writes_its_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,3 +205,17 @@ def test_a_stopped_run_has_kept_what_it_measured(
     assert run(weights, tmp_path / "docs", tmp_path / "kept") == 130
     there = json.loads((tmp_path / "kept" / yardsticks.NUMBERS).read_text())["measured"]
     assert len(there) == 2 * len(OTHERS[:3])
+
+
+def test_what_is_known_is_not_counted_as_work_ahead(
+    weights: Path, first: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[tuple[float, float]] = []
+    monkeypatch.setattr(runner.Progress, "finish", lambda self: ends.append((self.done, self.total)))
+    cache = ["--cache", str(tmp_path / "cache")]
+    for name, kept, more in ("whole", None, cache), ("cached", None, cache), ("taken over", first[1], []):
+        assert run(weights, tmp_path / name, kept, *more) == 0
+    whole, cached, taken = (done for done, _ in ends)
+    assert cached < 0.5 * whole and taken < 0.5 * whole
+    for done, total in ends:
+        assert 0.8 * total < done < 1.25 * total

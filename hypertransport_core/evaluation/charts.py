@@ -39,7 +39,7 @@ def draw_all(flat: Flat, folder: Path) -> list[str]:
         ("distance", _distance),
         ("preference", _preference),
     ]
-    curves = [group for group, names in other_runs.groups(flat).items() if other_runs.numeric(names) and group != "seeds"]
+    curves = [group for group, names in other_runs.groups(flat).items() if other_runs.makes_curve(group, names)]
     charts += [(f"curve-{number}", partial(_grown, group=group)) for number, group in enumerate(curves, 1)]
     for name, draw in charts:
         figure = draw(flat)

@@ -79,9 +79,14 @@ def spread_of(flat: Flat, group: str, measure: str) -> tuple[float, float, float
     return (mean(values), min(values), max(values)) if len(values) > 1 else None
 
 
-def numeric(names: Sequence[str]) -> bool:
-    """Whether a group's names are numbers, so that they make a curve."""
-    return len(names) > 1 and all(name.isdigit() for name in names)
+def of_seeds(group: str) -> bool:
+    """Whether a group's runs differ in the seed alone: it is called seeds, whatever stands behind a comma."""
+    return group.partition(",")[0] == "seeds"
+
+
+def makes_curve(group: str, names: Sequence[str]) -> bool:
+    """Whether a group's names are amounts."""
+    return not of_seeds(group) and len(names) > 1 and all(name.isdigit() for name in names)
 
 
 def _order(name: str) -> tuple[int, str]:

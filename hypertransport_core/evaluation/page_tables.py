@@ -276,7 +276,7 @@ def _also(flat: Flat) -> str:
             prefix = f"also.{group}.{name}"
             counts = [formatted(flat, f"{prefix}.{what}", "n") for what in ("steps", "sites", "concepts")]
             rows.append([name, *counts, *(formatted(flat, f"{prefix}.{m}", "%~") for m in other_runs.MEASURES)])
-        if group == "seeds" and len(names) > 1:
+        if other_runs.of_seeds(group) and len(names) > 1:
             rows.append(["**mean (smallest to largest)**", "", "", "", *(_spread(flat, group, m) for m in other_runs.MEASURES)])
         parts.append(f"**{group}**\n\n" + table([group, "steps", "sites", "held-out concepts", *other_runs.MEASURES.values()], rows))
     return "\n\n".join(parts) or NOT_MEASURED[:1].upper() + NOT_MEASURED[1:] + "."

@@ -231,8 +231,8 @@ def test_other_trainings_get_their_tables_and_curves(run: tuple[Path, Path], tmp
         changed = {"heldout.ours_text.concept": share, "interval.heldout.ours_text.concept": [share - 0.1, share + 0.1]}
         changed["hypernetwork.training"] = {"step": 1234}
         reports[name].write_text(json.dumps({key: flat[key] for key in flat if key != "command"} | changed))
-    words = ["training concepts/100", "seeds/2", "seeds/1", "training concepts/25"]
-    others = [part for word, name in zip(words, "baba") for part in ("--also", f"{word}={reports[name]}")]
+    words = ["training concepts/100", "seeds/2", "seeds/1", "training concepts/25", "seeds, whole/3", "seeds, whole/4"]
+    others = [part for word, name in zip(words, "bababb") for part in ("--also", f"{word}={reports[name]}")]
     output = tmp_path / "docs"
     assert main(["results", "--output", str(output), "--from", str(run[0] / "kept"), *others]) == 0
     drawn = (output / "results.md").read_text(encoding="utf-8")
@@ -241,12 +241,14 @@ def test_other_trainings_get_their_tables_and_curves(run: tuple[Path, Path], tmp
     text = drawn.partition("## Other trainings")[2]
     assert text.index("| 1 | ") < text.index("| 2 | ") and text.index("| 25 | ") < text.index("| 100 | ")
     assert "| 75 % (65 to 85) |" in text and "| 25 | 1,234 | " in text and "**mean (smallest to largest)** |  |  |  | 50 % (25 to 75) |" in text
+    assert "**mean (smallest to largest)** |  |  |  | 75 % (75 to 75) |" in text  # of seeds of another kind
     assert "(results/curve-1.png)" in text and (output / "results" / "curve-1.png").is_file()
     assert not (output / "results" / "curve-2.png").exists()  # seeds are names, not amounts
     for word in ("training concepts/7", "seed/9"):  # a group is replaced as a whole, the others stay
         assert main(["results", "--output", str(output), "--from", str(output), "--also", f"{word}={reports['a']}"]) == 0
     found = {tuple(key.split(".")[1:3]) for key in numbers(output) if key.startswith("also.")}
-    assert found == {("training concepts", "7"), ("seeds", "1"), ("seeds", "2"), ("seed", "9")}
+    whole = {("seeds, whole", "3"), ("seeds, whole", "4")}
+    assert found == {("training concepts", "7"), ("seeds", "1"), ("seeds", "2"), ("seed", "9")} | whole
     assert not (output / "results" / "curve-1.png").exists()
 
 

@@ -83,15 +83,13 @@ class Methods:
 
     def has_fit(self, method: str, concept: str) -> bool:
         """Whether a method's fit to a concept is there already; False for a method without one."""
-        longest, shortest = self.fitter.settings.iterations
+        settings = self.fitter.settings
         if method in QUICK_FITS:
             return self.fitter.has(method, concept)
         if method == "slider_lora":
-            return self.fitter.has(method, concept, self.fitter.settings.slider_iterations)
-        if method == "nearest":
-            concept = self.nearest(concept)[0]
-        steps = {"lineas_1000": longest, "nearest": longest, "lineas_50": shortest}.get(method)
-        return steps is not None and self.fitter.has("lineas", concept, steps)
+            return self.fitter.has(method, concept, settings.slider_iterations)
+        steps = lineas_steps(method, settings)
+        return steps > 0 and self.fitter.has("lineas", self.nearest(concept)[0] if method == "nearest" else concept, steps)
 
     def steering(self, method: str, concept: str) -> StepMaps:
         """`maps` of a method that has some. Raises ValueError for one without."""
@@ -199,6 +197,12 @@ def stratified(names: Sequence[str], count: int) -> list[str]:
         for name in group[place : place + 1]
     ][:count]
     return [name for name in names if name in chosen]
+
+
+def lineas_steps(method: str, settings: FitSettings) -> int:
+    """Optimisation steps of the LinEAS fit that a method makes, 0 for one without."""
+    longest, shortest = settings.iterations
+    return {"lineas_1000": longest, "nearest": longest, "lineas_50": shortest}.get(method, 0)
 
 
 def info_of(settings: FitSettings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Other trainings of the hypernetwork beside the one of the page: seeds, numbers of concepts, site sets, ablations.
 
 Every run is a report of `evaluate` or `results` on the same held-out concepts, named GROUP/NAME; a group becomes a table,
-and a curve where its names are numbers.
+and a curve where its names are numbers, or of seeds a mean and a range.
 """
 
 from __future__ import annotations

@@ -356,8 +356,8 @@ def _cost(settings: ResultsSettings, session: Session) -> float:
     if "ours_text" in one.methods:  # beyond 1, removal, composition, other words
         pictures = len(heldout) * (len(study.BEYOND) * one.prompts + more.scenes * (5 + 3)) + more.pairs * 5 * more.scenes
         rows += pictures * one.steps
-        counted = "mean_act" in one.methods
         for name in heldout:  # removal inverts Mean-AcT's maps, whatever is known of their pictures
-            if not session.methods.has_fit("mean_act", name) and not (counted and session.fit_ahead("mean_act", name)):
+            counted = "mean_act" in one.methods and not session.yardsticks.knows("mean_act", name)
+            if not counted and not session.methods.has_fit("mean_act", name):
                 rows += fit_cost("mean_act", one)
     return max(1.0, rows)

@@ -21,7 +21,7 @@ from ..postcard.concepts import concepts, split
 from ..postcard.judge import Judge
 from .fits import SAMPLES, Fitter, FitSettings, cost_of_slider_step, cost_of_step, made_with
 from .measures import STRENGTHS, Judged, Scenes, concept_number, fresh_scenes, judged, scores
-from .methods import DEAR, METHODS, NO_MAPS, QUICK_FITS, Change, Methods, stratified
+from .methods import DEAR, METHODS, NO_MAPS, QUICK_FITS, Change, Methods, lineas_steps, stratified
 from .progress import Progress
 from .second_clip import SecondClip
 from .truths import NO_CONCEPT, Nearness, Renders, scene_truth
@@ -380,10 +380,8 @@ def speed(methods: Methods, names: Sequence[str], fitter: Fitter, timed: bool = 
 def fit_cost(method: str, settings: EvaluationSettings) -> float:
     """Work of a method's fit to one concept in network rows, roughly."""
     fit = settings.fit
-    longest, shortest = fit.iterations
-    steps = {"lineas_1000": longest, "nearest": longest, "lineas_50": shortest}.get(method, 0)
     slider = fit.slider_iterations * cost_of_slider_step() if method == "slider_lora" else 0.0
-    return steps * cost_of_step(fit) + slider + (2 * SAMPLES if method in QUICK_FITS else 0)
+    return lineas_steps(method, fit) * cost_of_step(fit) + slider + (2 * SAMPLES if method in QUICK_FITS else 0)
 
 
 def total_cost(session: Session) -> float:

@@ -86,7 +86,7 @@ class Yardsticks:
 
     def knows(self, method: str, name: str) -> bool:
         """Whether anything is known of a method on a concept."""
-        return (method, name) in {tuple(key.split("|", 2)[:2]) for key in self._kept}
+        return any(key.startswith(f"{method}|{name}|") for key in self._kept)
 
     def save(self) -> None:
         """Write what is new, each file whole or not at all. Raises FileError."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .encoders.base import ConceptEmbedding, ConceptEncoder, average, centre
 from .encoders.concept import concept_from_text, concepts_from_pictures, one_concept, unknown_words
+from .encoders.response import ResponseEncoder, response_encoder
 from .files import FileError, check_fits, read_header
 from .images import load_picture
 from .steering import Envelope, Steering
@@ -97,6 +98,8 @@ class Pipeline:
         if not steered:
             return cls(backbone, encoder, templates=TEMPLATES)
         loaded = load_hypernetwork(find_hypernetwork(folder, hypernetwork))
+        if loaded.reader is not None:
+            encoder = response_encoder(encoder, backbone, loaded.reader)
         check_fits(
             loaded.header,
             loaded.path,
@@ -118,6 +121,11 @@ class Pipeline:
     def steps_default(self) -> int:
         """Sampling steps when none are asked for."""
         return int(self.backbone.steps_default)
+
+    def without_response(self) -> Pipeline:
+        """The same model with concepts read by the encoder alone, not by the model's response, and no hypernetwork."""
+        encoder = self.encoder.encoder if isinstance(self.encoder, ResponseEncoder) else self.encoder
+        return Pipeline(self.backbone, encoder, templates=self.templates)
 
     def embed_text(self, concept: str) -> ConceptEmbedding:
         """A concept in words: one unit vector (E,), the mean over several phrasings. Raises EncoderError when empty."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .encoders.base import ConceptEmbedding, EncoderError, average, centre, stack
+from .encoders.response import ResponseReader
 from .files import AGAIN, FileError, check_fits, load_file, read_header, save_file, sites_from_header, sites_to_header
 from .hypernetworks import Hypernetwork, build_hypernetwork
 from .network_state import built
@@ -25,13 +26,15 @@ class HypernetworkFile:
     """A loaded hypernetwork with what its file says about it.
 
     means: by modality, (E,) float32, and `image_map` (E, E), see `encoders.base.centred`; header: backbone, sites, encoder,
-    strength_range, training, licence; path: where it came from, for messages.
+    strength_range, training, licence; path: where it came from, for messages; reader: of the base model's
+    responses, where the hypernetwork reads them too (`ResponseEncoder`).
     """
 
     hypernetwork: Hypernetwork
     means: dict[str, Tensor]
     header: dict[str, Any]
     path: Path = field(default_factory=Path)
+    reader: ResponseReader | None = None
 
     def __repr__(self) -> str:
         family = self.header.get("backbone", {}).get("family", "an unnamed model")
@@ -61,12 +64,13 @@ def save_hypernetwork(path: str | Path, hypernetwork: Hypernetwork, *, family: s
                       encoder_id: str, means: Mapping[str, Tensor] | None = None,
                       strength_range: tuple[float, float] = (0.0, 1.0), training: Mapping[str, Any] | None = None,
                       licence: str = "", dtype: torch.dtype = torch.float16,
-                      modelspec: Mapping[str, str] | None = None) -> None:
+                      modelspec: Mapping[str, str] | None = None, reader: ResponseReader | None = None) -> None:
     """Write a hypernetwork, whole or not at all.
 
     family, fingerprint: of the backbone (`network_fingerprint`); encoder_id: whose embeddings it reads; means: what
     `encoders.base.centred` takes; strength_range: recommended (lowest, highest); training: JSON-able summary; dtype: of
-    the stored weights, source statistics stay float32. Raises FileError.
+    the stored weights, source statistics stay float32; reader: of the responses that are joined to the embeddings it reads.
+    Raises FileError.
     """
     state = hypernetwork.state_dict()
     tensors = {f"network.{name}": value if name in _SOURCE else value.to(dtype) for name, value in state.items()}
@@ -75,6 +79,9 @@ def save_hypernetwork(path: str | Path, hypernetwork: Hypernetwork, *, family: s
     header = {"backbone": {"family": family, "fingerprint": dict(fingerprint)}, "sites": config.pop("sites"),
               "config": config, "encoder": {"id": encoder_id, "width": hypernetwork.embedding_dim},
               "strength_range": list(strength_range), "training": dict(training or {}), "licence": licence}
+    if reader is not None:
+        kept, header["response"] = reader.to_file()
+        tensors.update(kept)
     spec = {"architecture": f"{family}/hypertransport", "license": licence, "implementation": "hypertransport",
             **(modelspec or {})}
     save_file(path, tensors, HYPERNETWORK, header, spec)
@@ -96,7 +103,8 @@ def load_hypernetwork(path: str | Path) -> HypernetworkFile:
         raise FileError(f"{path} names an encoder of width {header['encoder'].get('width')} and means of the shapes "
                         f"{[tuple(mean.shape) for mean in means.values()]}, expected {width} as its network has: "
                         f"{AGAIN}")
-    return HypernetworkFile(network.requires_grad_(False).train(False), means, header, path)
+    reader = ResponseReader.from_file(tensors, header.get("response"), path)
+    return HypernetworkFile(network.requires_grad_(False).train(False), means, header, path, reader)
 
 
 def record_measured(path: str | Path, measured: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.sd1_clip
 import folder_paths
@@ -22,13 +22,18 @@ from ..hypertransport_core.encoders.clip_files import (
     read_clip_file,
     signs_in_id,
 )
+from ..hypertransport_core.encoders.response import ResponseEncoder, plain_id
 from ..hypertransport_core.encoders.transformers_clip import TransformersClipEncoder
 from ..hypertransport_core.files import FileError, check_fits
 from ..hypertransport_core.weights_io import HypernetworkFile
 from .hosted_clip import HostedClip
-from .postcard import FileState, file_state, postcard_encoder
+from .postcard import FileState, file_state, postcard_clip_encoder, postcard_encoder, postcard_responding
 from .showing import with_text
 from .sockets import Encoder, HyperTransport, advanced, node_schema
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP
 
 AUTOMATIC, POSTCARD = "automatic", "Postcard (shipped)"
 KINDS = ("text_encoders", "clip_vision")
@@ -119,9 +124,9 @@ def load(text: Candidate, vision: Candidate) -> ConceptEncoder:
 
 
 def find(encoder_id: str, wanted_by: str) -> ConceptEncoder:
-    """The encoder with this id: the shipped one, or among the candidates, by their weights. Raises EncoderError naming the id,
-    where it was looked for, and the cure."""
-    shipped = postcard_encoder()
+    """The encoder with this id, without the model's response: the shipped one, or among the candidates, by their weights.
+    Raises EncoderError naming the id, where it was looked for, and the cure."""
+    shipped = postcard_clip_encoder()
     if shipped.encoder_id == encoder_id:
         return shipped
     signs = signs_in_id(encoder_id)
@@ -174,6 +179,31 @@ def pick_vision(text: Candidate, name: str, known: Mapping[str, Candidate]) -> C
     )
 
 
+def responding(
+    encoder: ConceptEncoder, weights: HypernetworkFile, model: ModelPatcher | None, clip: CLIP | None
+) -> ConceptEncoder:
+    """The encoder joined by the base model's response to the words, where the weights read it; for the shipped world model
+    and CLIP are known. Raises EncoderError without them, FileError for another model than the weights are for."""
+    from ..hypertransport_core.backbones.host_backbone import HostBackbone, family_of
+
+    reader, name = weights.reader, weights.path.name
+    if reader is None:
+        return encoder
+    if model is None and clip is None and encoder.encoder_id == postcard_clip_encoder().encoder_id:
+        return postcard_responding(reader)
+    if model is None or clip is None:
+        both = model is None and clip is None
+        lacking = "model and clip are" if both else "model is" if model is None else "clip is"
+        raise EncoderError(
+            f"{name} also reads what the base model itself does with the words, but {lacking} not connected, expected the "
+            "MODEL and the CLIP that you make pictures with: connect them to Load Concept Encoder"
+        )
+    family, network = family_of(model), model.model.diffusion_model
+    check_fits(weights.header, name, network=network, family=family)
+    empty = torch.zeros(1, *reader.latent_shape)
+    return ResponseEncoder(encoder, lambda: HostBackbone(model, clip, latent=empty), reader)
+
+
 class LoadConceptEncoder(io.ComfyNode):
     """See the schema."""
 
@@ -216,28 +246,50 @@ class LoadConceptEncoder(io.ComfyNode):
                     tooltip="HyperTransport weights. With 'automatic' the encoder they name is searched by its "
                             "content; with another choice it is checked that both belong together.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Only for weights that also read what the base model itself does with the words (trained with "
+                            "response): that model, as loaded, LoRAs included. One call of it per concept in words; "
+                            "pictures need none.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Only with model: the text encoder that belongs to it, which reads the words as a prompt.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[Encoder.Output(display_name="encoder", tooltip="For Concept Encoder.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, encoder: str = AUTOMATIC, vision: str = AUTOMATIC, weights: Any = None) -> Any:
+    def fingerprint_inputs(cls, encoder: str = AUTOMATIC, vision: str = AUTOMATIC, **connected: Any) -> Any:
         if encoder == POSTCARD:
             return POSTCARD
         return tuple((name, one.state) for name, one in candidates().items())
 
     @classmethod
-    def execute(cls, encoder: str, vision: str = AUTOMATIC, weights: HypernetworkFile | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        encoder: str,
+        vision: str = AUTOMATIC,
+        weights: HypernetworkFile | None = None,
+        model: ModelPatcher | None = None,
+        clip: CLIP | None = None,
+    ) -> io.NodeOutput:
         wanted = None if weights is None else (weights.header.get("encoder") or {}).get("id")
-        if encoder == POSTCARD or (encoder == AUTOMATIC and wanted is None):
+        if weights is None and encoder in (POSTCARD, AUTOMATIC):
             loaded: ConceptEncoder = postcard_encoder()
+        elif encoder == POSTCARD or wanted is None and encoder == AUTOMATIC:
+            loaded = postcard_clip_encoder()
         elif encoder == AUTOMATIC:
             assert weights is not None
-            loaded = find(str(wanted), weights.path.name)
+            loaded = find(plain_id(str(wanted)), weights.path.name)
         else:
             loaded = cls._named(encoder, vision)
         if weights is not None:
+            loaded = responding(loaded, weights, model, clip)
             check_fits(weights.header, weights.path.name, encoder_id=loaded.encoder_id, encoder_width=loaded.width)
         return with_text(cls, f"{loaded.encoder_id}, {loaded.width} numbers per concept", loaded)
 

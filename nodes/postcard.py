@@ -10,10 +10,14 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..hypertransport_core.encoders.base import ConceptEncoder
 from ..hypertransport_core.encoders.postcard_clip import PostcardClipEncoder
+from ..hypertransport_core.encoders.response import ResponseEncoder, ResponseReader
 from ..hypertransport_core.files import FileError
-from ..hypertransport_core.pipeline import CLIP_FILE, MODEL_FILE
+from ..hypertransport_core.pipeline import CLIP_FILE, HYPERNETWORK_FILE, MODEL_FILE
 from ..hypertransport_core.postcard.clip import PostcardCLIP
+from ..hypertransport_core.postcard.model import PostcardBackbone
+from ..hypertransport_core.weights_io import load_hypernetwork
 from .folders import WEIGHTS
 from .sockets import Encoder, advanced, node_schema
 
@@ -50,14 +54,42 @@ def _load(model: FileState, clip: FileState) -> tuple[Any, Any, Any]:
 
 
 @lru_cache(maxsize=2)
-def _load_encoder(clip: FileState) -> PostcardClipEncoder:
+def _load_clip(clip: FileState) -> PostcardClipEncoder:
     with torch.inference_mode(False):
         return PostcardClipEncoder.from_file(clip[0])
 
 
-def postcard_encoder() -> PostcardClipEncoder:
-    """The shipped concept encoder on the CPU, loaded once. Raises FileError."""
-    return _load_encoder(file_state(shipped_file(CLIP_FILE)))
+@lru_cache(maxsize=2)
+def _load_backbone(model: FileState, clip: FileState) -> PostcardBackbone:
+    with torch.inference_mode(False):
+        return PostcardBackbone.load(model[0], _load_clip(clip).clip)
+
+
+@lru_cache(maxsize=2)
+def _reader(weights: FileState) -> ResponseReader | None:
+    with torch.inference_mode(False):
+        return load_hypernetwork(weights[0]).reader
+
+
+def postcard_clip_encoder() -> PostcardClipEncoder:
+    """The shipped CLIP as a concept encoder, on the CPU, loaded once. Raises FileError."""
+    return _load_clip(file_state(shipped_file(CLIP_FILE)))
+
+
+def postcard_responding(reader: ResponseReader) -> ConceptEncoder:
+    """The shipped CLIP joined by the shipped model's response to the words. Raises FileError."""
+    model, clip = file_state(shipped_file(MODEL_FILE)), file_state(shipped_file(CLIP_FILE))
+    return ResponseEncoder(_load_clip(clip), lambda: _load_backbone(model, clip), reader)
+
+
+@lru_cache(maxsize=2)
+def _encoder_for(reader: ResponseReader | None) -> ConceptEncoder:
+    return postcard_clip_encoder() if reader is None else postcard_responding(reader)
+
+
+def postcard_encoder() -> ConceptEncoder:
+    """The concept encoder that the shipped hypernetwork reads, on the CPU, loaded once. Raises FileError."""
+    return _encoder_for(_reader(file_state(shipped_file(HYPERNETWORK_FILE))))
 
 
 class PostcardModelNode(io.ComfyNode):
@@ -100,7 +132,7 @@ class PostcardModelNode(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls) -> Any:
-        return file_state(shipped_file(MODEL_FILE)), file_state(shipped_file(CLIP_FILE))
+        return tuple(file_state(shipped_file(name)) for name in (MODEL_FILE, CLIP_FILE, HYPERNETWORK_FILE))
 
     @classmethod
     def execute(cls) -> io.NodeOutput:

@@ -44,7 +44,7 @@ def image_adapter(folder: Path, pipeline: Pipeline, methods: tuple[str, ...]) ->
     if ADAPTER not in methods or not (folder / IMAGE_ADAPTER_FILE).is_file():
         return None
     found = load_image_adapter(folder / IMAGE_ADAPTER_FILE)
-    network, encoder = pipeline.backbone.network, pipeline.encoder
+    network, encoder = pipeline.backbone.network, pipeline.without_response().encoder
     check_fits(found.header, found.path, network=network, family=pipeline.backbone.family,
                encoder_id=encoder.encoder_id, encoder_width=encoder.width)
     return found

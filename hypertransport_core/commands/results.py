@@ -190,7 +190,7 @@ def _second_clip(file: Path, pipeline: Pipeline) -> PostcardCLIP | None:
     if not file.is_file():
         return None
     clip = PostcardCLIP.load(file)
-    if PostcardClipEncoder(clip).encoder_id == pipeline.encoder.encoder_id:
+    if PostcardClipEncoder(clip).encoder_id == pipeline.without_response().encoder.encoder_id:
         raise CommandError(f"{file} is the CLIP that reads the concepts, expected one of another seed: train it with "
                            f"python -m hypertransport_core.postcard.train_clip --seed 1 --size small --output {file} with a "
                            "--state of its own.")

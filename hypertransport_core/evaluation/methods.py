@@ -41,7 +41,8 @@ class Methods:
     def __init__(self, pipeline: Pipeline, fitter: Fitter, adapter: ImageAdapterFile | None = None) -> None:
         self.pipeline, self.fitter, self.adapter = pipeline, fitter, adapter
         self.train, self.validation = split()["train"], split()["validation"]
-        self._train_vectors = torch.stack([pipeline.embed_text(name).vector for name in self.train])
+        self._plain = pipeline.without_response()  # which concepts are near each other, and what an adapter is shown
+        self._train_vectors = torch.stack([self._plain.embed_text(name).vector for name in self.train])
         self.ridge_penalty: float | None = None
 
     def prompts(self, method: str, concept: str, scenes: Sequence[str]) -> list[str]:
@@ -101,7 +102,7 @@ class Methods:
     def _prompted(self, concept: str) -> ImagePrompt:
         if self.adapter is None:
             raise ValueError("The method 'image_adapter' needs an adapter, but there is none; train one or leave it out.")
-        return self.adapter.prompt(self.pipeline.embed_image(reference(concept), concept))
+        return self.adapter.prompt(self._plain.embed_image(reference(concept), concept))
 
     def shown(self, concept: str, pictures: int) -> ConceptEmbedding:
         """The embedding of a concept that so many reference pictures show, each with another subject."""
@@ -109,7 +110,7 @@ class Methods:
 
     def nearest(self, concept: str) -> tuple[str, float]:
         """The training concept whose text embedding is nearest, and its cosine distance (1 - cosine)."""
-        cosines = self._train_vectors @ self.pipeline.embed_text(concept).vector
+        cosines = self._train_vectors @ self._plain.embed_text(concept).vector
         best = int(cosines.argmax())
         return self.train[best], 1 - float(cosines[best])
 

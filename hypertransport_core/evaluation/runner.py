@@ -156,7 +156,7 @@ class Session:
             "prompts": self.settings.prompts,
             "steps": self.settings.steps,
             "base": facts_digest(backbone.fingerprint()),
-            "encoder": self.pipeline.encoder.encoder_id,
+            "encoder": self.pipeline.without_response().encoder.encoder_id,
             "sites": facts_digest([site.path for site in self.fitter.sites]),
             "judge": sign(self.judge),
             "judge_2": sign(self.second),
@@ -348,7 +348,7 @@ def _world(session: Session) -> None:
             result.world["judge_2.renders"] = sum(rates.values()) / len(rates)
         if session.second_clip is not None:
             result.world["clip_2.renders"] = session.second_clip.right_on_renders(split()["heldout"])
-        clip = getattr(session.pipeline.encoder, "clip", None)
+        clip = getattr(session.pipeline.without_response().encoder, "clip", None)
         if clip is not None:
             with torch.no_grad():
                 result.world["clip.retrieval_heldout"] = retrieval(clip, split()["heldout"])

@@ -187,6 +187,13 @@ class TrainingConfig:
         "inverse_variance", "weight of a channel in the transport loss", choices=("none", "inverse_variance")
     )
 
+    response: int = _setting(
+        0,
+        "numbers that tell what the base model itself does with the words, joined to their embedding: concepts unlike all "
+        "others are then known from words, for one more call of the base model; 0 = the encoder alone, 64 to 128 else",
+        low=0,
+        high=1024,
+    )
     image_share: float = _setting(0.5, "share of concepts read from pictures instead of words", low=0.0, high=1.0)
     phrase_share: float = _setting(
         0.0, "share of word embeddings that use another phrase for the concept", low=0.0, high=1.0

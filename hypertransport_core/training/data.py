@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from .distribution import Group
 from .embeddings import EmbeddingBank
 from .presets import World, precision_of
 from .states import save_whole
+
+if TYPE_CHECKING:
+    from .responses import Responses
 
 # Larger numbers than these have no place in half precision.
 LARGEST_HALF = 6e4
@@ -94,6 +97,8 @@ class DataFolder:
         )
         self.pooling = config.pooling
         self.levels = levels_of(world, config)
+        self.width = world.encoder.width + config.response  # of what the hypernetwork reads
+        self.responses: Responses | None = None
         self.key = self._key()
         self.adopt()
 
@@ -178,13 +183,14 @@ class DataFolder:
             return False
         if self.config.store_predictions and not header.get("predictions"):
             return False
-        return header.get("prompts") == self._prompts_hash(concept) and header.get("source") == self._source_hash()
+        return header.get("prompts") == self._prompts_hash(concept) and header.get("source") == self.source_hash()
 
     def _prompts_hash(self, concept: Concept) -> str:
         prompts = self.world.prompts(concept, self.config.prompts_per_concept)
         return hashlib.sha256(json.dumps([concept.name, prompts, list(concept.phrases)]).encode()).hexdigest()[:16]
 
-    def _source_hash(self) -> str:
+    def source_hash(self) -> str:
+        """Tells apart what was collected for different models, encoders, scenes, sites or settings."""
         return facts_digest([self.key, sites_to_header(self.collected_sites), self.pooling])
 
     @property
@@ -255,7 +261,7 @@ class DataFolder:
             "concept": concept.name,
             "category": concept.category,
             "prompts": self._prompts_hash(concept),
-            "source": self._source_hash(),
+            "source": self.source_hash(),
             "predictions": self.config.store_predictions,
         }
         self._save(self.path_of(concept), {"header": header, **tensors}, f"The data of '{concept.name}'")
@@ -338,6 +344,9 @@ class DataFolder:
             tensors = _load(self.path_of(concept))
             for name, parts in found.items():
                 parts.append(tensors[name].clone())  # itself it would keep the whole file in memory
+            if self.responses is not None:
+                found["text"][-1] = self.responses.text(found["text"][-1], concept)
+                found["images"][-1] = self.responses.images(found["images"][-1])
         return EmbeddingBank(found["text"], found["images"], means)
 
     def predictions(self, concept: Concept, levels: Sequence[int], samples: Sequence[int]) -> Tensor:

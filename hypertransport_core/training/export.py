@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..encoders.response import ResponseEncoder
 from ..files import network_fingerprint, write_atomically
 from ..hypernetworks import Hypernetwork, build_hypernetwork
 from ..weights_io import HypernetworkFile, load_hypernetwork, save_hypernetwork
@@ -116,6 +117,7 @@ def export(world: World, data: DataFolder, config: TrainingConfig, run: Path) ->
         training=_summary(world, config, run, state, teachers),
         licence=world.licence,
         modelspec=spec,
+        reader=world.encoder.reader if isinstance(world.encoder, ResponseEncoder) else None,
     )
     log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
     return path
@@ -156,6 +158,7 @@ def _summary(
         "removal_share",
         "partial_from",
         "channel_weighting",
+        "response",
         "image_share",
         "phrase_share",
         "embedding_noise",

@@ -27,6 +27,7 @@ from .data import DataFolder, network_device
 from .meter import Meter
 from .presets import World
 from .progress import log
+from .responses import read_sites
 from .room import disk_room, free_bytes, resident_bytes, same_disk
 from .states import States
 
@@ -121,7 +122,10 @@ def disk_plan(world: World, data: DataFolder, config: TrainingConfig) -> DiskPla
     predictions = len(concepts) * levels * samples * math.prod(world.backbone.latent_shape) * 2
     pictures = min(config.images_per_concept, samples)
     embeddings = sum(1 + len(concept.phrases) + pictures for concept in concepts) * e * 4
-    size = parameters(hypernetwork_of(config, data.sites, e)) * 4
+    if config.response:
+        texts = sum(1 + len(concept.phrases) for concept in concepts)
+        embeddings += texts * total_channels(read_sites(data.sites)) * 4
+    size = parameters(hypernetwork_of(config, data.sites, data.width)) * 4
     states = States(Path(config.output or "."))
     present = sum(path.stat().st_size for path in map(data.path_of, concepts) if path.is_file())
     return DiskPlan(
@@ -264,7 +268,7 @@ def device_plan(
     )
     if not train:
         return plan
-    states, graph = hypernetwork_bytes(config, data.sites, world.encoder.width)
+    states, graph = hypernetwork_bytes(config, data.sites, data.width)
     plan = replace(plan, states=states, graph=graph, material=_material(world, data, config, scene))
     if config.teacher_files():
         return _with_teachers(plan, data, config)
@@ -375,7 +379,7 @@ def _last_resort(world: World, data: DataFolder, config: TrainingConfig, plan: D
         smaller = config.concepts_per_step // 2
         while smaller:
             fewer = config.with_values({"concepts_per_step": smaller})
-            graph = hypernetwork_bytes(fewer, data.sites, world.encoder.width)[1] + _teaching(data, fewer)
+            graph = hypernetwork_bytes(fewer, data.sites, data.width)[1] + _teaching(data, fewer)
             if replace(plan, graph=graph).least <= limit:
                 batch = plan.outside.rows_within(limit - plan.lasting)
                 return f"set concepts_per_step to {smaller}" + (f" and batch to {batch}" if batch < plan.batch else "")
@@ -388,7 +392,7 @@ def _last_resort(world: World, data: DataFolder, config: TrainingConfig, plan: D
     bottleneck = config.bottleneck // 2
     while plan.rows and config.hypernetwork == "mlp" and bottleneck >= 16:
         states, graph = hypernetwork_bytes(
-            config.with_values({"bottleneck": bottleneck}), data.sites, world.encoder.width
+            config.with_values({"bottleneck": bottleneck}), data.sites, data.width
         )
         other = replace(plan, states=states, graph=graph)
         if other.least <= limit:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..concepts import Concept
-from ..encoders.base import centred, unit
+from ..encoders.base import centred
+from ..encoders.concept import concept_from_text
 from ..files import FileError
 from ..hypernetworks import Hypernetwork
 from ..pipeline import steerings
@@ -34,12 +35,7 @@ def strip_rows(
     backbone, device = world.backbone, network_device(world)
     rows = []
     for number, (concept, seed) in enumerate(zip(concepts, seeds_for(len(concepts), config.seed, "strip"))):
-        vector = unit(
-            world.encoder.encode_text([template.format(concept.name) for template in world.templates])
-            .float()
-            .cpu()
-            .mean(0)
-        )
+        vector = concept_from_text(world.encoder, concept.name, world.templates).vector.cpu()
         vector = centred(vector, "text", means)
         maps = network.all_steps(vector[None].to(network.source_mean.device))
         scene = world.scenes[number % len(world.scenes)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from .loop import Trainer
 from .memory import check_memory
 from .presets import World
 from .progress import Curves, Rate, log
+from .responses import Responses, with_responses
 from .states import States, TrainingError
 
+RESPONSES_AT_ONCE = 100  # concepts between two log lines
 STAGES = ("collect", "train", "evaluate", "export")
 
 
@@ -48,6 +51,9 @@ def run_stages(
         group.same(_common(data, config), "start all with the same settings, files and versions")
         if "collect" in stages:
             collect(world, data, interruption)
+        if config.response and stages != ("collect",):
+            require(data, world.concepts.train)
+            world = with_responses(world, data, config, group)
         if "train" in stages:
             train(world, data, config, run, interruption, resume)
         if not group.main:
@@ -115,7 +121,26 @@ def collect(world: World, data: DataFolder, interruption: Interruption) -> None:
             )
 
     data.collect(world.concepts.everything, report, interruption.group)
+    if data.config.response:
+        _collect_responses(world, data, interruption)
     interruption.stop_if_requested(f"Stopped after collecting, saved in {data.folder}; continue with --resume latest.")
+
+
+def _collect_responses(world: World, data: DataFolder, interruption: Interruption) -> None:
+    """What the base model does with every concept's words, where no file has it. Raises Interrupted between two parts."""
+    responses, group, concepts = Responses(data), interruption.group, world.concepts.everything
+    mine, most, rate = concepts[group.share(len(concepts))], math.ceil(len(concepts) / group.count), Rate()
+    for start in range(0, most, RESPONSES_AT_ONCE):
+        part = mine[start : start + RESPONSES_AT_ONCE]
+        with group.together():
+            for concept in part:
+                responses.of(concept)
+        rate.count(len(part))
+        done = min(start + RESPONSES_AT_ONCE, most)
+        log.info("responses to %d/%d, %s left", done * group.count, len(concepts), rate.left(most - done))
+        interruption.stop_if_requested(
+            f"Stopped while reading responses, saved in {data.folder}; continue with --resume latest."
+        )
 
 
 def train(

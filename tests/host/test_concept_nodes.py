@@ -263,7 +263,8 @@ def agree(one, other) -> None:
 
 
 def weights_for(encoder_id: str, width: int = 48) -> SimpleNamespace:
-    return SimpleNamespace(header={"encoder": {"id": encoder_id, "width": width}}, path=Path("my_weights.safetensors"))
+    header = {"encoder": {"id": encoder_id, "width": width}}
+    return SimpleNamespace(header=header, path=Path("my_weights.safetensors"), reader=None)
 
 
 def test_shipped_encoder_without_any_file(places, encoder) -> None:

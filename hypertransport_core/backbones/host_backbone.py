@@ -230,6 +230,15 @@ class HostBackbone:
                          for key, value in ready["model_conds"].items()})
         return HostConditioning(rows, self.device)
 
+    def encode_alone(self, prompt: str) -> HostConditioning:
+        """One prompt as if it were the only one: padded to no other's length, as a stock node would encode it."""
+        others = self._lengths, self._encoded
+        self._lengths, self._encoded = {}, OrderedDict()
+        try:
+            return self.encode([prompt])
+        finally:
+            self._lengths, self._encoded = others
+
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """B seeds -> standard normal (B, *latent_shape) float32; row i depends on seeds[i] only, also on a GPU."""
         rows = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]

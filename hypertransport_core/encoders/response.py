@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from ..backbones.protocol import Backbone
 
-BATCH = 32  # texts in one call of the base model
 SEED = 0  # of the noise
 JOINT = "+response-"
 
@@ -122,7 +121,7 @@ class ResponseEncoder:
         self.templates: tuple[str, ...] = tuple(getattr(encoder, "templates", ("{}",)))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """N texts -> (N, width) float32 unit vectors; one row of a network call for each."""
+        """N texts -> (N, width) float32 unit vectors; one row of a network call each."""
         return self.join(self.encoder.encode_text(texts), self.responses(texts))
 
     def encode_concept(self, words: str, templates: Sequence[str]) -> Tensor:
@@ -156,17 +155,16 @@ class ResponseEncoder:
 
 @torch.no_grad()
 def responses(backbone: Backbone, sites: Sequence[Site], texts: Sequence[str]) -> Tensor:
-    """N texts -> (N, ΣC) float32 on the CPU: the mean outputs of sites in one call of the network at noise level 1, with each
-    text as the prompt and the noise of `SEED`, the same for all."""
-    parts = []
-    for start in range(0, len(texts), BATCH):
-        part = list(texts[start : start + BATCH])
-        noise = backbone.noise([SEED])
-        noise = noise.expand(len(part), *noise.shape[1:]).contiguous()
+    """N texts -> (N, ΣC) float32 on the CPU: the mean outputs of sites in one call of the network at noise level 1 for each
+    text, with it as the prompt and the noise of `SEED`, the same for all."""
+    # One by one: text encoders without a fixed length would pad a text to the longest beside it, and answer otherwise.
+    encode, found = getattr(backbone, "encode_alone", lambda text: backbone.encode([text])), []
+    for text in texts:
+        conditioning = encode(text)
         with PooledCapture(backbone.network, sites, stop_after_last_site=True) as capture:
-            backbone.denoise(noise, 1.0, backbone.encode(part))
-        parts.append(capture.features().float().cpu())
-    return torch.cat(parts)
+            backbone.denoise(backbone.noise([SEED]), 1.0, conditioning)
+        found.append(capture.features().float().cpu())
+    return torch.cat(found)
 
 
 def plain_id(encoder_id: str) -> str:

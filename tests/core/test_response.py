@@ -46,9 +46,9 @@ def test_a_response_is_what_the_sites_put_out_for_the_bare_words(backbone: TinyB
         backbone.denoise(backbone.noise([0]), 1.0, backbone.encode(["teal dots"]))
     assert found.shape == (1, total_channels(sites)) and found.dtype == torch.float32 and not found.requires_grad
     assert torch.equal(found, capture.features())
-    many = responses(backbone, sites, ["teal dots", *WORDS * 5])  # more than fit a call
-    torch.testing.assert_close(many[0], found[0], atol=1e-6, rtol=1e-5)
-    assert len(many) == 46 and float((many[1] - many[2]).abs().max()) > 1e-3
+    many = responses(backbone, sites, ["teal dots", *WORDS])
+    assert torch.equal(many[0], found[0]), "whatever stands beside it"
+    assert len(many) == 10 and float((many[1] - many[2]).abs().max()) > 1e-3
     maps = TransportMaps(sites, torch.ones(1, total_channels(sites)), torch.ones(1, total_channels(sites)))
     with Steering(maps).installed(backbone.network, noise_level=1.0, batch=1):
         pass

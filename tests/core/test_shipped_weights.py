@@ -9,6 +9,7 @@ from safetensors import safe_open
 from hypertransport_core.commands.options import IMAGE_ADAPTER_FILE
 from hypertransport_core.commands.results import SECOND_CLIP_FILE, SECOND_JUDGE_FILE
 from hypertransport_core.encoders.postcard_clip import PostcardClipEncoder
+from hypertransport_core.encoders.response import plain_id
 from hypertransport_core.evaluation.measures import fresh_scenes, judged
 from hypertransport_core.files import check_fits, weights_agreement
 from hypertransport_core.fitting.image_adapter import load_image_adapter
@@ -22,7 +23,7 @@ from hypertransport_core.training.presets import preset
 from hypertransport_core.weights_io import load_hypernetwork
 
 # Statistics, not weights: half precision would round them away.
-IN_SINGLE = ("network.source_mean", "network.source_std")
+IN_SINGLE = ("network.source_mean", "network.source_std", "response.mean")
 
 
 ONLY_MEASURE = [IMAGE_ADAPTER_FILE, SECOND_CLIP_FILE, SECOND_JUDGE_FILE]
@@ -41,7 +42,9 @@ def test_the_files_belong_together() -> None:
     backbone, encoder = load_postcard(WEIGHTS)
     loaded = load_hypernetwork(WEIGHTS / HYPERNETWORK_FILE)
     fits = {"network": backbone.network, "family": backbone.family}
-    assert check_fits(loaded.header, loaded.path, **fits, encoder_id=encoder.encoder_id, encoder_width=encoder.width) == []
+    reading = Pipeline.load().encoder  # the CLIP, and the model's response where the hypernetwork reads it
+    assert check_fits(loaded.header, loaded.path, **fits, encoder_id=reading.encoder_id, encoder_width=reading.width) == []
+    assert plain_id(reading.encoder_id) == encoder.encoder_id
     assert weights_agreement(loaded.header["backbone"]["fingerprint"], backbone.network) == 1.0
     training = loaded.header["training"]["concepts"]
     shown = load_image_adapter(WEIGHTS / IMAGE_ADAPTER_FILE)

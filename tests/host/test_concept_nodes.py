@@ -270,7 +270,8 @@ def weights_for(encoder_id: str, width: int = 48) -> SimpleNamespace:
 def test_shipped_encoder_without_any_file(places, encoder) -> None:
     assert options("encoder") == ["automatic", "Postcard (shipped)"] and options("vision") == ["automatic"]
     assert load() is encoder and load(encoder="Postcard (shipped)") is encoder
-    assert load(weights=weights_for(encoder.encoder_id, encoder.width)) is encoder
+    plain = pack_module("nodes.postcard").postcard_clip_encoder()
+    assert load(weights=weights_for(plain.encoder_id, plain.width)) is plain
 
 
 def test_one_file_with_both_towers(places, model, expected) -> None:
@@ -360,12 +361,11 @@ def test_missing_encoder_is_named(places) -> None:
         load(encoder="text_encoders/gone.safetensors")
 
 
-def test_wrong_choice_for_the_weights_is_refused(places, encoder) -> None:
+def test_wrong_choice_for_the_weights_is_refused(places) -> None:
+    plain = pack_module("nodes.postcard").postcard_clip_encoder()
     with pytest.raises(ValueError, match="my_weights.safetensors reads concepts of") as caught:
-        load(
-            encoder="Postcard (shipped)", weights=weights_for("clip-vit1024p14-768-t01234567-v89abcdef", encoder.width)
-        )
-    assert encoder.encoder_id in str(caught.value)
+        load(encoder="Postcard (shipped)", weights=weights_for("clip-vit1024p14-768-t01234567-v89abcdef", plain.width))
+    assert plain.encoder_id in str(caught.value)
 
 
 def test_damaged_files_are_one_sentence(places, model) -> None:

@@ -23,10 +23,7 @@ def shipped() -> tuple[Any, Any, Any]:
     with torch.inference_mode():
         model, *_, encoder = run_node(nodes["HyperTransportPostcard"])
         (weights,) = run_node(nodes["HyperTransportLoad"], file=HYPERNETWORK_FILE)
-        base = pack_module("hypertransport_core.encoders.base")
-        from hypertransport_core.postcard.captions import TEMPLATES
-
-        words = base.embed_text(encoder, [template.format("teal mosaic") for template in TEMPLATES]).single()
+        words = pack_module("hypertransport_core.encoders.concept").concept_from_text(encoder, "teal mosaic")
     return model, weights, words
 
 

@@ -38,11 +38,11 @@ def core() -> SimpleNamespace:
     load_pack()
     from hypertransport_core import concepts
     from hypertransport_core.backbones import host_backbone
-    from hypertransport_core.encoders import concept
+    from hypertransport_core.encoders import concept, response
     from hypertransport_core.training import config, data, host_recipes, host_worlds, presets, stages
 
     return SimpleNamespace(**{module.__name__.rpartition(".")[2]: module for module in (
-        concepts, host_backbone, concept, config, data, host_recipes, host_worlds, presets, stages)})
+        concepts, host_backbone, concept, response, config, data, host_recipes, host_worlds, presets, stages)})
 
 
 def chosen(core: SimpleNamespace) -> Any:
@@ -78,9 +78,10 @@ def loaded_by_the_node(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run_node(node, file=path.name)[0]
 
 
-def check_steering(tiny: Any, weights: Any, steps: int = 2, cfg: float = 3.0) -> None:
-    """The concept acts, is finite, and strength 0 is nothing at all, bit for bit."""
-    encoder = pack_module("nodes.postcard").postcard_encoder()
+def check_steering(tiny: Any, weights: Any, steps: int = 2, cfg: float = 3.0, clip: Any = None) -> None:
+    """The concept acts, is finite, and strength 0 is nothing at all, bit for bit. clip: for weights that read responses."""
+    wires = {} if clip is None else {"model": tiny.model, "clip": clip}
+    encoder = run_node(pack_module("nodes.encoders").LoadConceptEncoder, encoder="automatic", weights=weights, **wires)[0]
     concept = pack_module("hypertransport_core.encoders.concept").concept_from_text(encoder, "teal mosaic")
     steer = pack_module("nodes.steer").HyperTransportSteer
     plain = tiny.sample(steps=steps, cfg=cfg)
@@ -93,21 +94,33 @@ def check_steering(tiny: Any, weights: Any, steps: int = 2, cfg: float = 3.0) ->
     assert float((steered - plain).abs().max()) > 1e-3 * float(plain.abs().max())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_from_concepts_to_a_steered_model(name: str, core: SimpleNamespace, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("name, response", [*((name, 0) for name in FAMILIES), ("sdxl", 2), ("flux", 2)])
+def test_from_concepts_to_a_steered_model(name: str, response: int, core: SimpleNamespace, tmp_path: Path, monkeypatch) -> None:
     import host_training
+    from tests.host.test_fit import word_clip
 
     tiny = host_training.small_model(name, tmp_path)
     side = 8 * tiny.family.latent[-1]
     config = core.config.TrainingConfig().with_values(
         {**core.host_recipes.RECIPES["comfyui"].all_settings, **SMALL, "resolution": side, "output": str(tmp_path / "run"),
-         "preset": "comfyui", "site_set": "all" if name == "sdxl" else "attention_mlp"})  # fmt: skip
+         "preset": "comfyui", "site_set": "all" if name == "sdxl" else "attention_mlp", "response": response})  # fmt: skip
     world = small_world(core, tiny, config)
     assert world.backbone.latent_shape[-1] == tiny.family.latent[-1]
     core.stages.run_stages(world, config, ("collect", "train", "export"))
     weights = loaded_by_the_node(tmp_path / "run" / "hypernetwork.safetensors", monkeypatch)
     assert weights.header["backbone"]["family"] == world.backbone.family
-    check_steering(tiny, weights)
+    if not response:
+        return check_steering(tiny, weights)
+    # Two training concepts differ in one direction. In use, MODEL and CLIP answer as they did in training.
+    clip = word_clip(tiny.family.context, tiny.family.pooled)
+    check_steering(tiny, weights, clip=clip)
+    load, responding = pack_module("nodes.encoders").LoadConceptEncoder, core.response.response_encoder
+    encoder = run_node(load, encoder="automatic", weights=weights, model=tiny.model, clip=clip)[0]
+    used = pack_module("hypertransport_core.encoders.concept").concept_from_text(encoder, CONCEPTS[2])
+    trained = core.concept.concept_from_text(responding(world.encoder, world.backbone, weights.reader), CONCEPTS[2])
+    assert used.encoder_id == trained.encoder_id and used.width == trained.width == world.encoder.width + 1
+    assert float(trained.vector[-1].abs()) > 1e-2
+    torch.testing.assert_close(used.vector, trained.vector, atol=1e-4, rtol=0)
 
 
 # -- the real command, real loaders, files by name --------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_full_size(
 
 def steer_and_check(host: Any, weights: Any, stages: Stages) -> None:
     """Through the nodes: the concept acts, is finite, and strength 0 is nothing at all, bit for bit."""
-    encoder = pack_module("nodes.postcard").postcard_encoder()
+    encoder = pack_module("nodes.postcard").postcard_clip_encoder()
     concept = pack_module("hypertransport_core.encoders.concept").concept_from_text(encoder, "teal mosaic")
     steer = pack_module("nodes.steer").HyperTransportSteer
     with stages.stage("sample unsteered, 2 steps"):

@@ -95,6 +95,15 @@ def test_two_processes_started_as_documented_are_one(tmp_path: Path, whole: Path
     assert found.stdout.count("step 12/12") == 1  # one process speaks
 
 
+def test_two_processes_read_the_models_responses_as_one(tmp_path: Path) -> None:
+    alone, path, settings = tmp_path / "alone", tmp_path / "run", (*SETTINGS, "--response", "6")
+    assert cli.main(["--preset", "tiny", "--output", str(alone), *settings]) == 0
+    statuses, said = launch(2, "--output", path, *settings)
+    assert statuses == [0, 0], said
+    assert len(list((path / "data" / "responses").iterdir())) == 24 + 1
+    assert_same_course(path, alone)
+
+
 def test_stopped_in_every_way_and_resumed_by_any_number_is_the_same_course(tmp_path: Path, whole: Path) -> None:
     path = tmp_path / "run"
     statuses, said = launch(2, "--output", path, *SETTINGS, MISHAPS="kill:collect:3:1")

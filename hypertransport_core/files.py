@@ -19,6 +19,7 @@ from .sites import Site, SiteError, output_module, site_module
 FORMAT_VERSION = 1
 METADATA_KEY = "hypertransport"
 MAX_HEADER_BYTES = 32 * 1024 * 1024
+RESPONSE = "+response-"  # in an encoder's id, before what tells how the base model's response is read
 AGAIN = "download the file again or export it anew"
 
 
@@ -318,13 +319,15 @@ def check_fits(header: Mapping[str, Any], path: str | Path, *, network: nn.Modul
     if network is not None or family is not None:
         notes += _check_backbone(header, path, network, family)
     encoder = header.get("encoder", {})
+    cure = "load the encoder that the file names"
+    if encoder_id is not None and str(encoder.get("id")).startswith(f"{encoder_id}{RESPONSE}"):
+        cure = "connect these weights, the base model and its CLIP to Load Concept Encoder, as they read the model's response too"
     if encoder_width is not None and encoder.get("width") not in (None, encoder_width):
         raise FileError(f"{path} reads concepts of width {encoder['width']} from the encoder '{encoder.get('id')}', "
-                        f"the connected encoder '{encoder_id}' gives width {encoder_width}: load the encoder that the "
-                        "file names")
+                        f"the connected encoder '{encoder_id}' gives width {encoder_width}: {cure}")
     if encoder_id is not None and encoder.get("id") not in (None, encoder_id):
         raise FileError(f"{path} reads concepts of the encoder '{encoder['id']}', the connected encoder is "
-                        f"'{encoder_id}': load the encoder that the file names")
+                        f"'{encoder_id}': {cure}")
     return notes
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..capture import PooledCapture
-from ..files import FileError, sites_from_header, sites_to_header, weight_signs
+from ..files import AGAIN, RESPONSE, FileError, sites_from_header, sites_to_header, weight_signs
 from ..sites import Site, total_channels
 from .base import ConceptEncoder, unit
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..backbones.protocol import Backbone
 
 SEED = 0  # of the noise
-JOINT = "+response-"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +105,7 @@ class ResponseReader:
             return cls(sites, tensors["response.matrix"].float(), tensors["response.mean"].float(), shape)
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path} holds no usable response reader ({error}), expected its sites, matrix and mean: "
-                            "download the file again or export it anew") from error
+                            f"{AGAIN}") from error
 
 
 class ResponseEncoder:
@@ -116,7 +115,7 @@ class ResponseEncoder:
         """backbone: asked for whenever words are encoded, as hosts move models in and out of memory; not steered then; its
         weights are those that the reader was made for, or a fine-tune's."""
         self.encoder, self.backbone, self.reader = encoder, backbone, reader
-        self.encoder_id = f"{encoder.encoder_id}{JOINT}{reader.sign}"
+        self.encoder_id = f"{encoder.encoder_id}{RESPONSE}{reader.sign}"
         self.width = encoder.width + reader.width
         self.templates: tuple[str, ...] = tuple(getattr(encoder, "templates", ("{}",)))
 
@@ -169,7 +168,7 @@ def responses(backbone: Backbone, sites: Sequence[Site], texts: Sequence[str]) -
 
 def plain_id(encoder_id: str) -> str:
     """The id of the encoder without the response that is joined to it; any other id as it is."""
-    return encoder_id.partition(JOINT)[0]
+    return encoder_id.partition(RESPONSE)[0]
 
 
 def response_encoder(encoder: ConceptEncoder, backbone: Backbone, reader: ResponseReader) -> ResponseEncoder:

@@ -191,5 +191,5 @@ def test_the_pipeline_reads_words_with_its_model(folder: Path) -> None:
 def test_the_plain_encoder_is_refused_for_weights_that_read_responses(folder: Path) -> None:
     loaded = load_hypernetwork(folder / HYPERNETWORK_FILE)
     plain = Pipeline.load(folder).without_response()
-    with pytest.raises(FileError, match="concepts of width 134 .* gives width 128"):
+    with pytest.raises(FileError, match="concepts of width 134 .* gives width 128: connect these weights, the base model and its CLIP"):
         loaded.maps_for(plain.embed_text("neon"))

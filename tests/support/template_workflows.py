@@ -46,7 +46,7 @@ PROMPT, CONCEPT = "a red house beside a lake", "stained glass"
 def _concept(graph: Graph, file: str) -> tuple[Any, Any, Any]:
     """Weights, the encoder they name, the concept."""
     weights = graph.node("HyperTransportLoad", file=file, width=360)
-    encoder = graph.node("HyperTransportLoadEncoder", encoder="automatic", weights=weights.out(), width=360, height=120)
+    encoder = graph.node("HyperTransportLoadEncoder", encoder="automatic", weights=weights.out(), width=360, height=160)
     concept = graph.node("HyperTransportConceptEncoder", encoder=encoder.out(), text=CONCEPT, width=360, height=222)
     return weights, encoder, concept
 

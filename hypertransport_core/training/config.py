@@ -189,8 +189,8 @@ class TrainingConfig:
 
     response: int = _setting(
         0,
-        "numbers that tell what the base model itself does with the words, joined to their embedding: concepts unlike all "
-        "others are then known from words, for one more call of the base model; 0 = the encoder alone, 64 to 128 else",
+        "numbers that tell what the base model itself does with the words, joined to their embedding, for one call of the base "
+        "model per concept in use; better from words, not from pictures; 0 = the encoder alone, 64 to 128 else",
         low=0,
         high=1024,
     )

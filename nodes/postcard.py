@@ -88,8 +88,10 @@ def _encoder_for(reader: ResponseReader | None) -> ConceptEncoder:
 
 
 def postcard_encoder() -> ConceptEncoder:
-    """The concept encoder that the shipped hypernetwork reads, on the CPU, loaded once. Raises FileError."""
-    return _encoder_for(_reader(file_state(shipped_file(HYPERNETWORK_FILE))))
+    """The concept encoder that the shipped hypernetwork reads, on the CPU, loaded once; the shipped CLIP where somebody has
+    removed that file. Raises FileError."""
+    weights = WEIGHTS / HYPERNETWORK_FILE
+    return _encoder_for(_reader(file_state(weights)) if weights.is_file() else None)
 
 
 class PostcardModelNode(io.ComfyNode):
@@ -132,7 +134,9 @@ class PostcardModelNode(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls) -> Any:
-        return tuple(file_state(shipped_file(name)) for name in (MODEL_FILE, CLIP_FILE, HYPERNETWORK_FILE))
+        weights = WEIGHTS / HYPERNETWORK_FILE
+        files = [shipped_file(MODEL_FILE), shipped_file(CLIP_FILE), *([weights] if weights.is_file() else [])]
+        return tuple(map(file_state, files))
 
     @classmethod
     def execute(cls) -> io.NodeOutput:

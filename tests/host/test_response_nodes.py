@@ -61,6 +61,22 @@ def test_the_shipped_world_needs_no_wires(world, weights) -> None:
     assert shown.width == 134 and not bool(shown.vector[128:].any())
 
 
+def test_the_shipped_encoder_follows_the_shipped_weights(world, weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    postcard = pack_module("nodes.postcard")
+    node = postcard.PostcardModelNode
+    for name in (postcard.MODEL_FILE, postcard.CLIP_FILE):
+        (tmp_path / name).symlink_to(postcard.WEIGHTS / name)
+    monkeypatch.setattr(postcard, "WEIGHTS", tmp_path)
+    assert postcard.postcard_encoder().encoder_id == world.plain.encoder.encoder_id, "no hypernetwork there"
+    before = node.fingerprint_inputs()
+    (tmp_path / postcard.HYPERNETWORK_FILE).write_bytes(weights.path.read_bytes())
+    encoder = run_node(node)[3]
+    assert node.fingerprint_inputs() != before and encoder is postcard.postcard_encoder()
+    assert encoder.encoder_id == weights.header["encoder"]["id"]
+    expected = concept(load(weights=weights), "neon")
+    torch.testing.assert_close(concept(encoder, "neon").vector, expected.vector, atol=1e-6, rtol=0)
+
+
 def test_a_model_and_its_clip_from_the_graph_say_the_same(world, weights) -> None:
     encoder = load(weights=weights, model=world.model, clip=world.clip)
     assert encoder.encoder_id == weights.header["encoder"]["id"]

@@ -25,6 +25,7 @@ from ..hypertransport_core.encoders.clip_files import (
 from ..hypertransport_core.encoders.response import ResponseEncoder, plain_id
 from ..hypertransport_core.encoders.transformers_clip import TransformersClipEncoder
 from ..hypertransport_core.files import FileError, check_fits
+from ..hypertransport_core.postcard.model import PostcardBackbone
 from ..hypertransport_core.weights_io import HypernetworkFile
 from .hosted_clip import HostedClip
 from .postcard import FileState, file_state, postcard_clip_encoder, postcard_encoder, postcard_responding
@@ -189,10 +190,10 @@ def responding(
     reader, name = weights.reader, weights.path.name
     if reader is None:
         return encoder
-    if model is None and clip is None and encoder.encoder_id == postcard_clip_encoder().encoder_id:
+    both = model is None and clip is None
+    if both and weights.header["backbone"].get("family") == PostcardBackbone.family:
         return postcard_responding(reader)
     if model is None or clip is None:
-        both = model is None and clip is None
         lacking = "model and clip are" if both else "model is" if model is None else "clip is"
         raise EncoderError(
             f"{name} also reads what the base model itself does with the words, but {lacking} not connected, expected the "

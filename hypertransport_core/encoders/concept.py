@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .base import ConceptEmbedding, ConceptEncoder, EncoderError, average, embed_images, embed_text
-from .response import ResponseEncoder
 
 
 def templates_of(encoder: ConceptEncoder) -> tuple[str, ...]:
@@ -20,8 +19,9 @@ def concept_from_text(encoder: ConceptEncoder, text: str, templates: Sequence[st
     EncoderError when it is empty."""
     text = text.strip()
     templates = templates_of(encoder) if templates is None else templates
-    if text and isinstance(encoder, ResponseEncoder):
-        return ConceptEmbedding(encoder.encode_concept(text, templates), encoder.encoder_id, "text", text)
+    whole = getattr(encoder, "encode_concept", None)  # of encoders that read the words in more than phrasings
+    if text and whole is not None:
+        return ConceptEmbedding(whole(text, templates), encoder.encoder_id, "text", text)
     embedding = embed_text(encoder, [template.format(text) for template in templates] if text else [""])
     return ConceptEmbedding(embedding.single().vector, embedding.encoder_id, "text", text)
 

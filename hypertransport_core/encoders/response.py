@@ -20,6 +20,7 @@ from ..capture import PooledCapture
 from ..files import AGAIN, RESPONSE, FileError, sites_from_header, sites_to_header, weight_signs
 from ..sites import Site, total_channels
 from .base import ConceptEncoder, unit
+from .concept import templates_of, unknown_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +116,7 @@ class ResponseEncoder:
         self.encoder, self.backbone, self.reader = encoder, backbone, reader
         self.encoder_id = f"{encoder.encoder_id}{RESPONSE}{reader.sign}"
         self.width = encoder.width + reader.width
-        self.templates: tuple[str, ...] = tuple(getattr(encoder, "templates", ("{}",)))
+        self.templates = templates_of(encoder)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """N texts -> (N, width) float32 unit vectors; one row of a network call each."""
@@ -133,8 +134,7 @@ class ResponseEncoder:
 
     def unknown_words(self, text: str) -> list[str]:
         """Words that the other encoder knows it was never taught."""
-        known = getattr(self.encoder, "unknown_words", None)
-        return list(known(text)) if known else []
+        return unknown_words(self.encoder, text)
 
     def join(self, vectors: Tensor, responses: Tensor | None) -> Tensor:
         """Unit vectors (..., width) of the other encoder's (..., E) and of responses (..., D), or of none."""

@@ -137,7 +137,7 @@ def _collect_responses(world: World, data: DataFolder, interruption: Interruptio
                 responses.of(concept)
         rate.count(len(part))
         done = min(start + RESPONSES_AT_ONCE, most)
-        log.info("responses to %d/%d, %s left", done * group.count, len(concepts), rate.left(most - done))
+        log.info("responses to %d/%d, %s left", min(done * group.count, len(concepts)), len(concepts), rate.left(most - done))
         interruption.stop_if_requested(
             f"Stopped while reading responses, saved in {data.folder}; continue with --resume latest."
         )

@@ -18,7 +18,6 @@ from hypertransport_core.files import FileError, load_file, network_fingerprint,
 from hypertransport_core.hypernetworks import MLPHypernetwork
 from hypertransport_core.pipeline import HYPERNETWORK_FILE, Pipeline
 from hypertransport_core.sites import total_channels
-from hypertransport_core.steering import Steering
 from hypertransport_core.transport import TransportMaps
 from hypertransport_core.weights_io import load_hypernetwork, record_measured, save_hypernetwork
 from tests.support.tiny_backbone import TinyBackbone
@@ -49,10 +48,6 @@ def test_a_response_is_what_the_sites_put_out_for_the_bare_words(backbone: TinyB
     many = responses(backbone, sites, ["teal dots", *WORDS])
     assert torch.equal(many[0], found[0]), "whatever stands beside it"
     assert len(many) == 10 and float((many[1] - many[2]).abs().max()) > 1e-3
-    maps = TransportMaps(sites, torch.ones(1, total_channels(sites)), torch.ones(1, total_channels(sites)))
-    with Steering(maps).installed(backbone.network, noise_level=1.0, batch=1):
-        pass
-    assert torch.equal(responses(backbone, sites, ["teal dots"]), found), "nothing is left of a steering"
 
 
 def test_a_reader_keeps_the_directions_in_which_concepts_differ(backbone: TinyBackbone) -> None:
@@ -182,9 +177,6 @@ def test_the_pipeline_reads_words_with_its_model(folder: Path) -> None:
     assert mixed.width == 134 and pipeline.maps(mixed).rows == 1
     pictures = pipeline.generate("a red house", 3, maps, 1.0, steps=2)
     assert pictures.shape == (1, 3, 64, 64)
-    # Steering that is in place while words are read would read itself.
-    with Steering(maps).installed(pipeline.backbone.network, noise_level=1.0, batch=1):
-        pass
     assert torch.equal(pipeline.embed_text("neon").vector, concept.vector)
 
 

@@ -104,12 +104,10 @@ def test_the_concept_steers(world, weights) -> None:
 
 
 @pytest.mark.parametrize("given, lacking", [((), "model and clip are not"), (("model",), "but clip is not"), (("clip",), "but model is not")])
-def test_what_is_lacking_is_named(world, weights, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], lacking: str) -> None:
-    encoders = pack_module("nodes.encoders")
-    if not given:  # as for a model that is not shipped
-        monkeypatch.setattr(encoders, "postcard_clip_encoder", lambda: SimpleNamespace(encoder_id="another"))
+def test_what_is_lacking_is_named(world, tmp_path: Path, given: tuple[str, ...], lacking: str) -> None:
+    other = written(world.plain, tmp_path / "sdxl.safetensors", world.plain.encoder, family="SDXL")  # though by the shipped CLIP
     with pytest.raises(ValueError, match=lacking) as refusal:
-        encoders.responding(world.plain.encoder, weights, *(getattr(world, n) if n in given else None for n in ("model", "clip")))
+        load(weights=other, **{name: getattr(world, name) for name in given})
     assert "\n" not in str(refusal.value) and "connect them to Load Concept Encoder" in str(refusal.value)
 
 

@@ -52,17 +52,19 @@ def section(numbers: dict[str, Any]) -> str:
     by_group = {name: numbers[f"category.{name}.ours_text.concept"] for name in sorted(groups)}
     best, worst = max(by_group, key=by_group.__getitem__), min(by_group, key=by_group.__getitem__)
     rising = numbers["heldout.ours_text.monotone"], numbers["heldout.ours_text.monotone_tolerant"]
+    fewer = "; methods that take minutes per concept on fewer, as said" if numbers.get("counts.fewer") else ""
+    fitted = numbers["counts.lineas_1000"]
+    compared = "all of them" if fitted == whole else f"the {fitted} concepts that LinEAS was fitted to with 1000 steps"
     paragraphs = [
         "\n".join(rows),
-        f"{whole} held-out concepts, {numbers['counts.prompts']} scenes each; methods that take minutes per concept on "
-        f"fewer, as said. One run of `results`: **[all tables, charts and pictures](docs/results.md)**, with intervals.\n"
+        f"{whole} held-out concepts, {numbers['counts.prompts']} scenes each{fewer}. "
+        f"One run of `results`: **[all tables, charts and pictures](docs/results.md)**, with intervals.\n"
         f"The judge tells {numbers['counts.concepts']} concepts apart. From words the concept is named in "
         f"{numbers[words]:.0%} of the pictures (95 % interval over concepts {between(words)}), "
         f"{numbers[words] / numbers['heldout.prompting.concept']:.2f} × prompting; from one reference picture in "
         f"{numbers[picture]:.0%} ({between(picture)}).\n"
-        f"On the {numbers['counts.lineas_1000']} concepts that LinEAS was fitted to with 1000 steps, ours names "
-        f"{numbers['subset.ours_text.concept']:.0%} and keeps {numbers['subset.ours_text.subject']:.0%} of the "
-        f"subjects, LinEAS {numbers['subset.lineas_1000.concept']:.0%} and "
+        f"On {compared}, ours names {numbers['subset.ours_text.concept']:.0%} and keeps {numbers['subset.ours_text.subject']:.0%} of the "
+        f"subjects, LinEAS with 1000 steps {numbers['subset.lineas_1000.concept']:.0%} and "
         f"{numbers['subset.lineas_1000.subject']:.0%}. Predicting took {numbers['speed.predict_seconds'] * 1000:.1f} ms, "
         f"a LinEAS fit of 1000 steps {numbers['speed.fit_seconds']:.0f} s in the same run "
         f"({numbers['speed.ratio']:,.0f} times as long).",

@@ -89,8 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, words in (
         ("concepts", "held-out concepts, spread over the categories (default: all)"),
         ("prompts", "scenes per concept (default: 8)"),
-        ("fit-concepts", "held-out concepts on which LinEAS with 1000 steps and the slider are run (default: 3)"),
-        ("fit-validation", "validation concepts on which its strength is chosen (default: 1)"),
+        ("fit-concepts", "held-out concepts on which LinEAS with 1000 steps (the concept's own and that of the nearest training "
+                         "concept) and the slider are run (default: 3)"),
+        ("fit-validation", "validation concepts on which their strengths are chosen (default: 1)"),
         ("validation", "validation concepts on which the other strengths are chosen (default: 9)"),
         ("pairs", "pairs of concepts to show at once (default: 100)"),
     ):

@@ -60,12 +60,15 @@ says how well real checkpoints are steered.
 
 [[table:at_one]]
 
-*The concepts of LinEAS with [[fit.steps_long|n]] steps* ([[counts.lineas_1000|n]]; of the nearest training concept's
+[[if:counts.fewer]]
+The concepts of LinEAS with [[fit.steps_long|n]] steps ([[counts.lineas_1000|n]]; of the nearest training concept's
 maps [[counts.nearest|n]]) and of the concept-slider LoRA ([[counts.slider_lora|n]]) are few because one fit takes
-minutes: compare those lines with others only through the table of differences below. LinEAS: [[fit.samples|n]]
-samples, batches of [[fit.batch|n]]. *Concept-slider LoRA*: a low-rank change of every linear layer ([Gandikota et
-al.](https://arxiv.org/abs/2311.12092)), fitted to the same prompts in [[fit.slider_steps|n]] steps; here the prompt
-with the concept is its target.
+minutes: compare those lines with others only through the table of differences below.
+
+[[end]]
+*LinEAS*: [[fit.samples|n]] samples, batches of [[fit.batch|n]]. *Concept-slider LoRA*: a low-rank change of every
+linear layer ([Gandikota et al.](https://arxiv.org/abs/2311.12092)), fitted to the same prompts in
+[[fit.slider_steps|n]] steps; here the prompt with the concept is its target.
 
 ## Every method at its best strength
 

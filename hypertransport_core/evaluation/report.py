@@ -48,6 +48,9 @@ def flatten(result: Result, settings: EvaluationSettings) -> dict[str, Any]:
         for measure in (*MEASURES, *MORE_MEASURES, "probability"):
             flat.update(with_interval(f"heldout.{method}.{measure}", [score[measure] for score in scores.values()]))
         flat[f"counts.{method}"] = len(scores)
+    fewer = [method for method, scores in result.scores.items() if len(scores) < len(result.heldout)]
+    if fewer:  # the page then says how such methods can be compared
+        flat["counts.fewer"] = len(fewer)
     for measure, value in result.unsteered.items():
         flat[f"heldout.unsteered.{measure}" + ("" if measure == "error" else "_right")] = value
     flat.update(_monotone(result))

@@ -29,7 +29,6 @@ from .yardsticks import PICTURED, Measured, Yardsticks, sign
 
 WORLD_SEED = 70_000
 MORE_SCENES_SEED = 10_000  # of the scenes beside the session's, added to its own
-NEAREST = 9  # concepts for the nearest training concept's LinEAS, at most: each costs one more fit of 1000 steps
 PREDICTIONS = 15  # timed predictions; the first ones warm caches up and are left out
 
 
@@ -225,10 +224,9 @@ class Session:
             for method in order:
                 if method not in DEAR:
                     self.one(method, name)
-        few = stratified(result.fitted, NEAREST)
         for name in result.fitted:
             for method in order:
-                if method in DEAR and (method != "nearest" or name in few):
+                if method in DEAR:
                     self.one(method, name)
         result.seconds = time.monotonic() - self.started
         return result
@@ -389,8 +387,7 @@ def total_cost(session: Session) -> float:
     settings, result = session.settings, session.result
     rows = float(settings.world + settings.prompts) * settings.steps
     for method in settings.methods:
-        few = stratified(result.fitted, NEAREST) if method == "nearest" else result.fitted
         pictures = 4 * settings.rise_prompts if method == "ours_text" else settings.prompts
-        for name in few if method in DEAR else result.heldout:
+        for name in result.fitted if method in DEAR else result.heldout:
             rows += session.pictures_ahead(method, name, pictures) + session.fit_ahead(method, name)
     return max(1.0, rows)

@@ -78,7 +78,8 @@ def test_all_promised_keys_are_there(flat: dict) -> None:
     assert (
         flat["counts.concepts"] == len(concepts())
         and flat["counts.heldout"] == 2
-        and flat["counts.fitted"] == 1 == flat["counts.lineas_1000"]
+        and flat["counts.fitted"] == 1 == flat["counts.lineas_1000"] == flat["counts.nearest"]
+        and flat["counts.fewer"] == 3  # the dear ones
     )
     # plain 3 + world 3 + two concepts x two prompts x (5 cheap methods + 3 strengths) and a third one at 4 strengths
     # + one concept x two prompts x 3 dear ones

@@ -106,6 +106,13 @@ def test_the_page_is_complete_and_names_only_known_keys(run: tuple[Path, Path]) 
     assert set(re.findall(r"\[\[table:(\w+)\]\]", TEMPLATE)) == set(TABLES)
 
 
+def test_where_a_method_has_fewer_concepts_the_page_says_how_to_compare(run: tuple[Path, Path]) -> None:
+    flat = numbers(run[1])
+    assert "counts.fewer" not in flat and "are few because" not in page_module.page(flat, [])
+    text = page_module.page(flat | {"counts.fewer": 1}, [])
+    assert "are few because one fit takes\nminutes" in text and "\n\n*LinEAS*: " in text
+
+
 def test_without_a_second_clip_the_page_says_how_to_train_one(run: tuple[Path, Path]) -> None:
     flat = numbers(run[1])
     shares = {"heldout.ours_text.clip": 0.42, "best.ours_text.clip": 0.43, "clip_2.renders": 0.44, "clip_2.agreement": 0.45}

@@ -1,6 +1,6 @@
-"""What a run will take on the disk and on its device, said before work starts, and refused when it cannot fit.
+"""What a run will take on its device, said before work starts together with the disk's part, and refused when it cannot fit.
 
-Bytes on the disk, of weights and of the hypernetwork's states follow from shapes. Activations are measured: one sample
+Bytes of weights and of the hypernetwork's states follow from shapes. Activations are measured: one sample
 and two go through the real network, forward and backward, under a `Meter`; more samples take proportionally more.
 """
 
@@ -10,13 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..capture import MOMENTS
-from ..hypernetworks import build_hypernetwork
 from ..measuring import frozen
 from ..objective import leaf
 from ..sites import Site, total_channels
@@ -24,17 +23,14 @@ from ..transport import TransportMaps
 from .batches import network_call
 from .config import ConfigError, TrainingConfig
 from .data import DataFolder, network_device
+from .disk import DiskPlan, check_disk, disk_plan, hypernetwork_of, parameters
 from .meter import Meter
 from .presets import World
 from .progress import log
-from .responses import read_sites
-from .room import disk_room, free_bytes, resident_bytes, same_disk
-from .states import States
+from .room import GB, disk_room, free_bytes, resident_bytes
 
 if TYPE_CHECKING:
     from ..backbones.protocol import Backbone
-
-GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -51,24 +47,6 @@ class Growth:
     def rows_within(self, limit: float) -> int:
         """How many rows fit; 0 when not even one does."""
         return max(0, int((limit - self.fixed) // max(1, self.per_row)))
-
-
-@dataclass(frozen=True)
-class DiskPlan:
-    """Bytes on the disk of all concepts together, of which `present` were found; of checkpoints at their most, of which
-    `saved` were found."""
-
-    statistics: int
-    predictions: int
-    embeddings: int
-    checkpoints: int
-    present: int = 0
-    saved: int = 0
-
-    @property
-    def data(self) -> int:
-        """Bytes in the data folder."""
-        return self.statistics + self.predictions + self.embeddings
 
 
 @dataclass(frozen=True)
@@ -110,74 +88,7 @@ class DevicePlan:
         return self.lasting + max(self.graph + self.training.of(1), self.outside.of(1))
 
 
-# -- the disk ---------------------------------------------------------------------------------------------------------
-
-
-def disk_plan(world: World, data: DataFolder, config: TrainingConfig) -> DiskPlan:
-    """Exact up to the few kilobytes of each file's header, and to tables with values too large for half precision."""
-    concepts = world.concepts.everything
-    width = total_channels(data.collected_sites) * MOMENTS[data.pooling]
-    levels, samples, e = len(data.levels), config.prompts_per_concept * config.samples_per_prompt, world.encoder.width
-    statistics = len(concepts) * levels * config.blocks * width * 2 + 2 * levels * width * 4
-    predictions = len(concepts) * levels * samples * math.prod(world.backbone.latent_shape) * 2
-    pictures = min(config.images_per_concept, samples)
-    embeddings = sum(1 + len(concept.phrases) + pictures for concept in concepts) * e * 4
-    if config.response:
-        texts = sum(1 + len(concept.phrases) for concept in concepts)
-        embeddings += texts * total_channels(read_sites(data.sites)) * 4
-    size = parameters(hypernetwork_of(config, data.sites, data.width)) * 4
-    states = States(Path(config.output or "."))
-    present = sum(path.stat().st_size for path in map(data.path_of, concepts) if path.is_file())
-    return DiskPlan(
-        statistics,
-        predictions if config.store_predictions else 0,
-        embeddings,
-        4 * size * (config.keep_last + 1) + size,  # weights, running mean and two moments; one more while it is written
-        present,
-        sum(path.stat().st_size for path in (*map(states.path, states.steps()), states.best_path) if path.is_file()),
-    )
-
-
-def _needs(data: DataFolder, run: Path, plan: DiskPlan) -> list[tuple[Path, int]]:
-    """What is still to be written to each disk that the run uses, by a folder on it."""
-    collected, saved = plan.data - plan.present, plan.checkpoints - plan.saved
-    return [(run, collected + saved)] if same_disk(data.folder, run) else [(data.folder, collected), (run, saved)]
-
-
-def _check_disk(world: World, data: DataFolder, config: TrainingConfig, plan: DiskPlan) -> None:
-    run = Path(config.output or ".")
-    full = next(((at, needed) for at, needed in _needs(data, run, plan) if needed > disk_room(at)), None)
-    if full is None:
-        return
-    folder, needed = full
-    cure = f"make room or choose a folder with {needed / GB:.3g} GB free"
-    frugal: dict[str, Any] = {"keep_last": 1, "blocks": config.samples_per_concept, "store_predictions": False}
-    if config.partial_share > 0:
-        del frugal["store_predictions"]  # which it needs
-    names = [name for name, value in frugal.items() if getattr(config, name) != value]
-    for chosen in [*([name] for name in names), *(names[:count] for count in range(2, len(names) + 1))]:
-        other = disk_plan(world, data, config.with_values({name: frugal[name] for name in chosen}))
-        if all(still <= disk_room(at) for at, still in _needs(data, run, other)):
-            cure = " and ".join(f"set {name} to {str(frugal[name]).lower()}" for name in chosen) + ", or make room"
-            break
-    raise ConfigError(
-        f"The run needs {needed / GB:.3g} GB more on the disk of {folder}, expected at most the "
-        f"{disk_room(folder) / GB:.3g} GB that are free: {cure}."
-    )
-
-
 # -- the device -------------------------------------------------------------------------------------------------------
-
-
-def parameters(network: nn.Module) -> int:
-    """How many numbers a network's weights are."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def hypernetwork_of(config: TrainingConfig, sites: Sequence[Site], embedding_dim: int) -> nn.Module:
-    """The run's hypernetwork on meta tensors: all its shapes, no memory."""
-    with torch.device("meta"):
-        return build_hypernetwork({**config.hypernetwork_options(), "sites": sites, "embedding_dim": embedding_dim})
 
 
 def hypernetwork_bytes(config: TrainingConfig, sites: Sequence[Site], embedding_dim: int) -> tuple[int, int]:
@@ -312,7 +223,7 @@ def check_memory(world: World, data: DataFolder, config: TrainingConfig, stages:
     if not {"collect", "train"} & set(stages):
         return
     device, disk = network_device(world), disk_plan(world, data, config)
-    _check_disk(world, data, config, disk)
+    check_disk(world, data, config, disk)
     available = free_bytes(device)
     limit: float | None = sum(resident_bytes(world, device)) + available if available is not None else None
     limit = config.memory_limit * GB if config.memory_limit else limit

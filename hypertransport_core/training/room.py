@@ -12,6 +12,8 @@ from torch import nn
 
 from .presets import World
 
+GB = 1e9
+
 
 def disk_room(folder: Path) -> int:
     """Bytes free on the disk of a folder, which need not be there yet."""

@@ -20,7 +20,7 @@ from hypertransport_core.sites import Site
 from hypertransport_core.training import data as data_module
 from hypertransport_core.training.config import ConfigError, TrainingConfig
 from hypertransport_core.training.data import DataFolder
-from hypertransport_core.training.memory import disk_plan
+from hypertransport_core.training.disk import disk_plan
 from hypertransport_core.training.presets import World
 from hypertransport_core.wasserstein import block_means
 from tests.support.tiny_backbone import TinyBackbone

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hypertransport_core.files import load_file, save_file
-from hypertransport_core.training import ConfigError, TrainingConfig, cli, export, memory
+from hypertransport_core.training import ConfigError, TrainingConfig, cli, disk, export, memory
 from hypertransport_core.training.batches import draw, mixed
 from hypertransport_core.training.distilling import Teachers
 from hypertransport_core.training.loop import Trainer
@@ -126,7 +126,7 @@ def test_the_memory_plan_reckons_with_teachers_and_without_the_base_model(tmp_pa
     with Meter() as meter:
         one.advance()
     assert 0.6 * plan.graph < meter.peak < 1.05 * plan.graph
-    text = "\n".join(memory.describe_plan(one.world, one.data, one.config, memory.disk_plan(one.world, one.data, one.config), plan))
+    text = "\n".join(memory.describe_plan(one.world, one.data, one.config, disk.disk_plan(one.world, one.data, one.config), plan))
     assert "optimiser, teachers" in text and "activations" not in text
     with pytest.raises(ConfigError) as error:
         memory._check_device(one.world, one.data, one.config, plan, plan.lasting + max(plan.graph / 3, plan.outside.of(1)))

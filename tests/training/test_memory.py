@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hypertransport_core.checkpoints import load_checkpoint
-from hypertransport_core.training import ConfigError, TrainingConfig, memory
+from hypertransport_core.training import ConfigError, TrainingConfig, disk, memory
 from hypertransport_core.training.data import DataFolder
 from hypertransport_core.training.meter import Meter
 from hypertransport_core.training.states import States
@@ -87,7 +87,7 @@ def test_collecting_alone_is_not_refused_for_what_training_needs(tmp_path):
 )
 def test_the_disk_plan_is_what_is_written(tmp_path, changes):
     one = trainer(tmp_path, **changes)
-    plan = memory.disk_plan(one.world, one.data, one.config)
+    plan = disk.disk_plan(one.world, one.data, one.config)
     files = [*(tmp_path / "data").rglob("*.safetensors")]
     assert len(files) == len(one.world.concepts.everything) + 1
     assert plan.data == sum(tensor_bytes(load_checkpoint(file)) for file in files)
@@ -100,7 +100,7 @@ def test_the_disk_plan_is_what_is_written(tmp_path, changes):
     written = sum(file.stat().st_size for file in tmp_path.glob("**/*step-*.safetensors"))
     written += one.states.best_path.stat().st_size
     assert 0.5 * plan.checkpoints < written < 1.5 * plan.checkpoints
-    assert memory.disk_plan(one.world, one.data, one.config).saved == written
+    assert disk.disk_plan(one.world, one.data, one.config).saved == written
 
 
 @pytest.mark.parametrize(
@@ -215,24 +215,24 @@ def test_a_hypernetwork_too_large_is_refused_with_a_bottleneck_that_fits(tmp_pat
 
 def test_a_full_disk_is_refused_with_a_setting_that_helps(tmp_path, monkeypatch):
     world, data, config = world_of(tmp_path, store_predictions=True)
-    plan = memory.disk_plan(world, data, config)
+    plan = disk.disk_plan(world, data, config)
 
     def refusal(room: int) -> str:
-        monkeypatch.setattr(memory, "disk_room", lambda folder: room)
+        monkeypatch.setattr(disk, "disk_room", lambda folder: room)
         with pytest.raises(ConfigError) as error:
-            memory._check_disk(world, data, config, plan)
+            disk.check_disk(world, data, config, plan)
         return str(error.value)
 
-    monkeypatch.setattr(memory, "disk_room", lambda folder: plan.data + plan.checkpoints)
-    memory._check_disk(world, data, config, plan)
+    monkeypatch.setattr(disk, "disk_room", lambda folder: plan.data + plan.checkpoints)
+    disk.check_disk(world, data, config, plan)
     assert "set keep_last to 1" in refusal(plan.data + plan.checkpoints - 1)
-    frugal = memory.disk_plan(world, data, config.with_values({"keep_last": 1}))
+    frugal = disk.disk_plan(world, data, config.with_values({"keep_last": 1}))
     assert "set keep_last to 1 and set blocks to 4, or" in refusal(frugal.data + frugal.checkpoints - 1)
     assert "make room or choose" in refusal(10)
     # Data on another disk are counted apart from checkpoints.
-    monkeypatch.setattr(memory, "same_disk", lambda one, other: False)
-    monkeypatch.setattr(memory, "disk_room", lambda folder: max(plan.data, plan.checkpoints))
-    memory._check_disk(world, data, config, plan)
+    monkeypatch.setattr(disk, "same_disk", lambda one, other: False)
+    monkeypatch.setattr(disk, "disk_room", lambda folder: max(plan.data, plan.checkpoints))
+    disk.check_disk(world, data, config, plan)
 
 
 def test_the_plan_is_printed_before_work_starts(tmp_path, train, caplog):

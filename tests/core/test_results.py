@@ -187,7 +187,8 @@ def test_the_page_in_the_repository_is_what_its_numbers_give(tmp_path: Path) -> 
     names = [path.name for path in (docs / "results").iterdir()]
     again = "draw it again: python -m hypertransport_core results --output docs --from docs"
     blocks = {key for _, key, _ in page_module.BLOCK.findall(TEMPLATE)}
-    assert blocks <= flat.keys() | {"again.compared"}, "a block for a key that no run has would be dropped without a word"
+    at_times = {"again.compared", "counts.fewer"}  # tests of their own look for these
+    assert blocks <= flat.keys() | at_times, "a block for a key that no run has would be dropped without a word"
     assert page_module.page(flat, names) == (docs / "results.md").read_text(encoding="utf-8"), again
     page_module.write_csv(tmp_path / "results.csv", flat)
     assert (tmp_path / "results.csv").read_bytes() == (docs / "results.csv").read_bytes(), again

@@ -22,10 +22,10 @@ def read(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, Any]:
-    """Of each run, under `again.SEED.KEY`: its command, concept named by each method, verdicts with their differences, and
-    what `kept` names, with intervals. Of all: `again.compared` verdicts that the page and a run both have, `again.same` of
-    them, `again.reversed` from a win to a loss or back, `again.differ`, {"METHOD.MEASURE": verdicts, the page's first} of
-    those that are not the same. {} without runs.
+    """Of each run, under `again.SEED.KEY`: its command, concept named by each method and the strength chosen for it,
+    verdicts with their differences, and what `kept` names, with intervals. Of all: `again.compared` verdicts that the page
+    and a run both have, `again.same` of them, `again.reversed` from a win to a loss or back, `again.differ`,
+    {"METHOD.MEASURE": verdicts, the page's first} of those that are not the same. {} without runs.
 
     Raises FileError for a seed that is there already and for another hypernetwork.
     """
@@ -43,7 +43,8 @@ def added(flat: Flat, runs: Sequence[Flat], kept: Sequence[str]) -> dict[str, An
             if run.get(key) != flat.get(key) and not unknown:
                 raise FileError(f"The run with seed {seed} has {key} = {run.get(key)}, expected the page's {flat.get(key)}: "
                                 "only the seed may differ, so measure it again with the same weights and concepts")
-        keys = ["command", *kept, *(f"heldout.{method}.concept" for method in ("ours_text", "ours_image", *COMPARED))]
+        methods = ("ours_text", "ours_image", *COMPARED)
+        keys = ["command", *kept, *(f"heldout.{m}.concept" for m in methods), *(f"best.{m}.strength" for m in methods)]
         for method in COMPARED:
             for measure in MEASURES:
                 key = f"versus.{method}.{measure}"

@@ -283,7 +283,7 @@ def _also(flat: Flat) -> str:
 
 
 def _again(flat: Flat) -> str:
-    """The page's seed beside others: concepts named, differences on all three, goals."""
+    """The page's seed beside others: concepts named, differences on all three, strengths that differ, goals."""
     found = [("", flat["counts.seed"]), *((f"again.{seed}.", seed) for seed in other_seeds.seeds(flat))]
     head = [f"seed {seed}" for _, seed in found]
     named = [
@@ -296,12 +296,19 @@ def _again(flat: Flat) -> str:
         for m in COMPARED
         if any(f"{at}versus.{m}.joint.verdict" in flat for at, _ in found[1:])
     ]
+    chosen = {m: [flat.get(f"{at}best.{m}.strength") for at, _ in found] for m in NEEDS}
+    strengths = [
+        [TITLES[m], *(f"{value:g}" for value in values if value is not None)]
+        for m, values in chosen.items()
+        if None not in values and len(set(values)) > 1
+    ]
     goals = [[words, *(formatted(flat, at + key, "%~") for at, _ in found)] for words, key, _, _ in GOALS]
     commands = "; ".join(f"`{flat[f'{at}command']}`" for at, _ in found[1:])
     return "\n\n".join((
         f"Run again: {commands}.",
         table(["concept named, strength 1", *head], named),
         table(["all three right, words minus the method, points", *head], minus),
+        *([table(["strength chosen, where it differs: more of it names more and keeps less", *head], strengths)] if strengths else []),
         table(["goal", *head], goals),
     ))
 

@@ -279,6 +279,10 @@ def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_pa
     assert "| 62 % (50 to 75) |" in part and "| **wins** +25 (+10 to +40) |" in part
     assert flat["again.7.heldout.prompting.concept"] == 0.625 and flat["heldout.prompting.concept"] == page["heldout.prompting.concept"]
     assert f"Run again: `{page['command']}`." in part and "- **Another seed**" not in text
+    strength = page["best.ours_text.strength"]
+    assert flat["again.7.best.ours_text.strength"] == strength and "strength chosen" not in part, "none differs"
+    moved = page_module.page(flat | {"again.7.best.ours_text.strength": 0.125}, [])
+    assert f"| HyperTransport, words | {strength:g} | 0.125 |" in moved
     # Drawn again from the page itself they stay; named anew, only what is named is there.
     assert main(["results", "--output", str(output), "--from", str(output)]) == 0
     assert (output / "results.md").read_text(encoding="utf-8") == text

@@ -308,7 +308,7 @@ def _again(flat: Flat) -> str:
         f"Run again: {commands}.",
         table(["concept named, strength 1", *head], named),
         table(["all three right, words minus the method, points", *head], minus),
-        *([table(["strength chosen, where it differs: more of it names more and keeps less", *head], strengths)] if strengths else []),
+        *([table(["strength chosen, where it differs", *head], strengths)] if strengths else []),
         table(["goal", *head], goals),
     ))
 

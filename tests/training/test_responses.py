@@ -15,9 +15,9 @@ from hypertransport_core.encoders.concept import concept_from_text
 from hypertransport_core.encoders.response import ResponseEncoder, response_encoder
 from hypertransport_core.training.config import ConfigError, TrainingConfig
 from hypertransport_core.training.data import DataFolder
+from hypertransport_core.training.disk import disk_plan
 from hypertransport_core.training.distribution import Group
 from hypertransport_core.training.loop import Trainer
-from hypertransport_core.training.disk import disk_plan
 from hypertransport_core.training.presets import World
 from hypertransport_core.training.responses import Responses, read_sites, with_responses
 from hypertransport_core.weights_io import load_hypernetwork
@@ -112,7 +112,9 @@ def test_the_disk_plan_counts_responses(tmp_path: Path) -> None:
     assert disk_plan(world, data, CONFIG).embeddings - plain == 24 * 2 * 16 * 4  # concepts, words, channels, bytes
     before = disk_plan(world, data, CONFIG).present
     responses, concepts = Responses(data), world.concepts.everything
-    written = sum(responses.path_of(concept).stat().st_size for concept in concepts if len(responses.of(concept)))
+    for concept in concepts:
+        responses.of(concept)
+    written = sum(responses.path_of(concept).stat().st_size for concept in concepts)
     assert disk_plan(world, data, CONFIG).present - before == written > 24 * 2 * 16 * 4
     assert disk_plan(world, data, replace(CONFIG, response=0)).present == before
 

@@ -26,6 +26,12 @@ class _AllSitesSeen(Exception):
     """Ends a network call early; never leaves the `with` block of its capture."""
 
 
+def floored_deviation(deviation: Tensor) -> Tensor:
+    """Standard deviations (..., D) fit to divide by: none below a hundredth of its row's median, so that a channel that
+    hardly ever moves does not drown the others, nor below 1e-6."""
+    return deviation.maximum(0.01 * deviation.median(dim=-1, keepdim=True).values).clamp(min=1e-6)
+
+
 class PooledCapture:
     """Context manager that records the outputs of sites while the network runs inside the `with` block.
 

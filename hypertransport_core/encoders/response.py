@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..capture import PooledCapture
+from ..capture import PooledCapture, floored_deviation
 from ..files import AGAIN, RESPONSE, FileError, sites_from_header, sites_to_header, weight_signs
 from ..sites import Site, total_channels
 from .base import ConceptEncoder, unit
@@ -76,7 +76,7 @@ class ResponseReader:
         Each is divided by the square root of its own deviation: the last would otherwise drown in what training adds as
         noise, and at full whiteness be as loud as the first.
         """
-        deviation = deviation.maximum(0.01 * deviation.median()).clamp(min=1e-6)
+        deviation = floored_deviation(deviation)
         mean = responses.float().mean(0)
         moved = (responses.float() - mean) / deviation
         _, size, components = torch.linalg.svd(moved, full_matrices=False)

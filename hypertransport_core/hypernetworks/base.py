@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..capture import floored_deviation
 from ..files import sites_to_header
 from ..sites import Site, total_channels
 from ..transport import TransportMaps
@@ -99,7 +100,7 @@ class Hypernetwork(nn.Module):
         if self.steps == 1:
             mean, std = mean.mean(0, keepdim=True), std.square().mean(0, keepdim=True).sqrt()
         self.source_mean.copy_(mean)
-        self.source_std.copy_(std.maximum(0.01 * std.median(dim=1, keepdim=True).values).clamp(min=1e-6))
+        self.source_std.copy_(floored_deviation(std))
 
     def forward(self, embedding: Tensor, step: int | None = None) -> TransportMaps:
         """Maps of every embedding (B, E), B rows, fp32. `step` names the sampling step where `steps` > 1.

@@ -40,9 +40,7 @@ LARGEST_HALF = 6e4
 
 
 def derived_seed(seed: int, *labels: str | int) -> int:
-    """A seed in [0, 2**62) for one purpose. Each is made from the run's seed anew, so no stream has to be carried
-    along.
-    """
+    """A seed in [0, 2**62) for one purpose, made from the run's seed anew, so no stream has to be carried along."""
     return int.from_bytes(hashlib.sha256(json.dumps([seed, *labels]).encode()).digest()[:8], "big") >> 2
 
 
@@ -58,9 +56,7 @@ def arithmetic(config: TrainingConfig, device: torch.device) -> AbstractContextM
 
 
 def renoised(world: World, clean: Tensor, noise: Tensor, levels: Sequence[float], number: int) -> Tensor:
-    """Latents at a later noise level t with a given clean part: (1 - t) clean + t noise for a flow that starts at t =
-    1.
-    """
+    """Latents at a later noise level t with a given clean part; of a flow from 1, (1 - t) clean + t noise."""
     return stepped(world, noise, clean, noise, levels[0], levels[number])
 
 
@@ -221,8 +217,7 @@ class DataFolder:
 
     def adopt(self) -> None:
         """Take over sites and pooling of what is in the folder. Raises ConfigError when it was collected for something
-        else, FileError when it cannot be read.
-        """
+        else, FileError when it cannot be read."""
         self._adopt_or_refuse()
         self.columns = self._columns()
 

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hypertransport_core.evaluation.page_tables import GOALS, goal_met
+
 ROOT = Path(__file__).resolve().parents[1]
 README, NUMBERS = ROOT / "README.md", ROOT / "docs" / "results.json"
 BEGIN, END = "<!-- numbers: written by docs/readme_numbers.py -->\n", "<!-- end of numbers -->"
@@ -51,6 +53,7 @@ def section(numbers: dict[str, Any]) -> str:
     groups = {key.split(".")[1] for key in numbers if key.startswith("category.")}
     by_group = {name: numbers[f"category.{name}.ours_text.concept"] for name in sorted(groups)}
     best, worst = max(by_group, key=by_group.__getitem__), min(by_group, key=by_group.__getitem__)
+    reached = [goal_met(numbers, key, least, most) for _, key, least, most in GOALS]
     rising = numbers["heldout.ours_text.monotone"], numbers["heldout.ours_text.monotone_tolerant"]
     fewer = "; methods that take minutes per concept on fewer, as said" if numbers.get("counts.fewer") else ""
     fitted = numbers["counts.lineas_1000"]
@@ -75,7 +78,11 @@ def section(numbers: dict[str, Any]) -> str:
         f"the concepts, and never falls by more than {numbers['monotone_tolerant.fall_allowed']:g} for {rising[1]:.0%}.\n"
         f"Where the prompt names the concept, strength −1 takes it out of {numbers['removal.negative.gone']:.0%} of the "
         f"pictures that show it, and {numbers['removal.negative.plain']:.0%} then show no concept at all; of those with the "
-        f"right subject and colour before, {numbers['removal.negative.joint']:.0%} show none and keep both.\nThe world itself: prompts that name a "
+        f"right subject and colour before, {numbers['removal.negative.joint']:.0%} show none and keep both.\n"
+        f"Two held-out concepts at once: both are among the judge's {numbers['counts.near_top']} most probable in "
+        f"{numbers['composition.both_present']:.0%} of the pictures by the sum of their maps, and in "
+        f"{numbers['composition.prompting.both_present']:.0%} with both in the prompt. Goals of the project that these numbers meet: "
+        f"{sum(map(bool, reached))} of {len(GOALS)} ([which](docs/results.md#in-short)).\nThe world itself: prompts that name a "
         f"concept show it in {numbers['postcard.concept']:.0%}, the subject in {numbers['postcard.subject']:.0%}, its "
         f"colour in {numbers['postcard.colour']:.0%} of the pictures; the judge is right on "
         f"{numbers['judge.renders']:.1%} of fresh renders."

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +101,10 @@ def run(options: argparse.Namespace) -> int:
     _check(options, strengths, seeds)
     pipeline = Pipeline.load(options.weights, hypernetwork=options.hypernetwork)
     loaded = time.monotonic()
+    untaught = pipeline.unknown_words(options.prompt)
+    if untaught:  # a concept with such a word is refused; a scene says more than one thing, and the rest is drawn
+        named = ", ".join(repr(word) for word in untaught)
+        print(f"Postcard was never taught {named} in a prompt, and reads over it.", file=sys.stderr)
     sources = gather(pipeline, options)
     asked = time.monotonic()
     maps = [pipeline.maps(source.embedding) for source in sources]
@@ -227,8 +232,8 @@ def _embedded(pipeline: Pipeline, concept: str) -> tuple[ConceptEmbedding, Tenso
     unknown = pipeline.unknown_words(concept)
     if concept.strip() and unknown:
         raise CommandError(
-            f"The concept '{concept}' has the word '{unknown[0]}', which this small world was never taught: choose "
-            "words from `demo --list`, or give the path of a picture."
+            f"The concept '{concept}' has the word '{unknown[0]}', which this small world was never taught, and no "
+            "picture file is called so: choose words from `demo --list`, or give the path of a picture."
         )
     return pipeline.embed_text(concept), None
 

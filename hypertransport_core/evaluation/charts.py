@@ -44,7 +44,8 @@ def draw_all(flat: Flat, folder: Path) -> list[str]:
     for name, draw in charts:
         figure = draw(flat)
         if figure is not None:
-            figure.text(0.995, 0.004, flat["command"], ha="right", va="bottom", fontsize=8, color=FAINT)
+            command = other_runs.COMMAND if name.startswith("curve-") else flat["command"]
+            figure.text(0.995, 0.004, command, ha="right", va="bottom", fontsize=8, color=FAINT)
             figure.get_layout_engine().set(rect=(0, 0.035, 1, 0.965))
             _save(figure, folder / f"{name}.png")
             drawn.append(f"{name}.png")

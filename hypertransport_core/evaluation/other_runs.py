@@ -16,6 +16,7 @@ from .stored import read_numbers
 
 Flat = Mapping[str, Any]
 KEYS = ("also.", "interval.also.")
+COMMAND = "python -m hypertransport_core results --output docs --from docs --also GROUP/NAME=REPORT"  # that puts them there
 MEASURES = {
     "ours_text.concept": "concept, words",
     "ours_image.concept": "concept, picture",

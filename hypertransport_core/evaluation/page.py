@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomically
+from . import other_runs
 from .page_cells import NOT_MEASURED, formatted
 from .page_tables import TABLES
 from .page_text import TEMPLATE
@@ -66,9 +67,17 @@ def write_csv(path: Path, flat: Mapping[str, Any]) -> None:
     for key, value in sorted(flat.items()):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             low, high = flat.get(f"interval.{key}") or (None, None)
-            writer.writerow([key, value, "" if low is None else low, "" if high is None else high, flat["command"]])
+            writer.writerow([key, value, "" if low is None else low, "" if high is None else high, _command(flat, key)])
     text = out.getvalue()
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _command(flat: Mapping[str, Any], key: str) -> str:
+    """What made a number: the page's run, one with another seed, or a report of another training that was named to it."""
+    if key.startswith("also."):
+        return other_runs.COMMAND
+    seed = key.split(".")[1] if key.startswith("again.") else ""
+    return str(flat.get(f"again.{seed}.command", flat["command"]))
 
 
 def keys_of(template: str = TEMPLATE) -> list[str]:

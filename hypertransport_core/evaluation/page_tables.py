@@ -185,7 +185,10 @@ def _preference(flat: Flat) -> str:
 
 
 def _times(flat: Flat, key: str, share: str) -> str:
-    return "always" if flat.get(key) is None and flat.get(share) == 1 else formatted(flat, key, ".2~")
+    value, (low, high) = flat.get(key), flat.get(f"interval.{key}") or (None, None)
+    if value is not None and low is not None and high is None:  # preferred always in some of the samples
+        return f"{value:.2f} ({low:.2f} to always)"
+    return "always" if value is None and flat.get(share) == 1 else formatted(flat, key, ".2~")
 
 
 def _distance(flat: Flat) -> str:
@@ -302,7 +305,7 @@ def _again(flat: Flat) -> str:
         for m, values in chosen.items()
         if None not in values and len(set(values)) > 1
     ]
-    goals = [[words, *(formatted(flat, at + key, "%~") for at, _ in found)] for words, key, _, _ in GOALS]
+    goals = [[words, *(_reached(flat, at + key) for at, _ in found)] for words, key, _, _ in GOALS]
     commands = "; ".join(f"`{flat[f'{at}command']}`" for at, _ in found[1:])
     return "\n\n".join((
         f"Run again: {commands}.",
@@ -337,25 +340,36 @@ def _missing(flat: Flat) -> str:
 
 # Goals of the project: (words, key, smallest value or None, largest value or None)
 GOALS = (
-    ("concept from words, as a share of prompting's", "share_of_prompting", 0.9, None),
-    ("concept from one picture, as a share of that from words", "modality.image_share", 1.0, None),
-    ("concept named, minus LinEAS with many steps", "versus.lineas_1000.concept", 0.0, None),
-    ("subject kept, minus LinEAS with many steps", "versus.lineas_1000.subject", 0.0, None),
+    ("concept from words at strength 1, as a share of prompting's", "share_of_prompting", 0.9, None),
+    ("concept from one picture at strength 1, as a share of that from words", "modality.image_share", 1.0, None),
+    ("concept named at the strength chosen, minus LinEAS with many steps", "versus.lineas_1000.concept", 0.0, None),
+    ("subject kept at the strength chosen, minus LinEAS with many steps", "versus.lineas_1000.subject", 0.0, None),
     ("both concepts present, by the sum of maps", "composition.both_present", 0.6, None),
-    ("farthest quarter named less often by", "distance.farthest_quarter_drop", None, 0.1),
+    ("share of the other quarters' by which the farthest is named less often", "distance.farthest_quarter_drop", None, 0.1),
 )
 
 
 def _goals(flat: Flat) -> str:
     rows = []
     for words, key, least, most in GOALS:
-        value = flat.get(key)
-        met = NOT_MEASURED
-        if value is not None:
-            met = "yes" if (least is None or value >= least) and (most is None or value <= most) else "**no**"
-        bound = f"at least {100 * least:.0f} %" if least is not None else f"at most {100 * (most or 0):.0f} %"
-        rows.append([words, bound, formatted(flat, key, "%~"), met])
+        met = {True: "yes", False: "**no**", None: NOT_MEASURED}[goal_met(flat, key, least, most)]
+        bound = f"at least {100 * least:.0f}" if least is not None else f"at most {100 * (most or 0):.0f}"
+        rows.append([words, f"{bound} {'points' if _is_difference(key) else '%'}", _reached(flat, key), met])
     return table(["goal", "wanted", "measured", "met"], rows)
+
+
+def goal_met(flat: Flat, key: str, least: float | None, most: float | None) -> bool | None:
+    """Whether a number is within its goal's bounds; None where it was not measured."""
+    value = flat.get(key)
+    return None if value is None else (least is None or value >= least) and (most is None or value <= most)
+
+
+def _is_difference(key: str) -> bool:
+    return "versus." in key
+
+
+def _reached(flat: Flat, key: str) -> str:
+    return signed(flat, key) if _is_difference(key) else formatted(flat, key, "%~")
 
 
 TABLES: dict[str, Callable[[Flat], str]] = {

@@ -12,8 +12,8 @@ would use instead, and where it loses.
 [[command|s]]
 ```
 
-[[table:missing]]Everything below comes out of that one run: numbers in [results.json](results.json) and
-[results.csv](results.csv) (both with intervals), pictures in [results/](results/). Another `--seed` draws other scenes
+[[table:missing]]Everything below comes out of that run, but *With another seed* and *Other trainings*, which name theirs: numbers in
+[results.json](results.json) and [results.csv](results.csv) (both with intervals), pictures in [results/](results/). Another `--seed` draws other scenes
 and other noise; `--from FOLDER` draws page, charts and sheets again from what a run has kept; `python -m
 hypertransport_core results --help` has the rest. Shortened run (`--quick`): [[quick|s]].
 
@@ -45,8 +45,13 @@ chosen for it on validation concepts, HyperTransport from words
 
 [[table:summary]]
 
-A win or a loss is a difference whose interval excludes zero; all others are ties. The goals this project has set
-itself:
+A win or a loss is a difference whose interval excludes zero; all others are ties.
+[[if:again.compared]]
+Of [[again.compared|n]] such verdicts, one per method and measure, [[again.same|n]] were the same on other scenes with
+other noise, and [[again.reversed|n]] turned round: see [With another seed](#with-another-seed).
+
+[[end]]
+The goals this project has set itself:
 
 [[table:goals]]
 
@@ -74,7 +79,9 @@ linear layer ([Gandikota et al.](https://arxiv.org/abs/2311.12092)), fitted to t
 
 Shift-only maps at every layer add up, so a strength of one is too much for some methods. For each, the strength with
 the most pictures right in concept, subject and colour was chosen on validation concepts (*chosen on*: how many); the
-nearest concept's maps use the strength of LinEAS. The held-out concepts had no part in it.
+nearest concept's maps use the strength of LinEAS. The held-out concepts had no part in it. Where the strength is the
+largest of the second chart below, none beyond it was tried; a choice on few concepts is a rough one, and differs with
+the seed.
 
 [[table:at_best]]
 
@@ -93,7 +100,8 @@ HyperTransport from words minus the method, on the same concepts, both at the st
 amortised steering without any training by gradients. *Our mean map* is the mean of our maps over the training
 concepts, so it does not listen to the concept. *Linear-AcT, incremental* fits a line per channel from statistics of
 the concept's own prompts, a layer at a time; it needs those prompts and [[fit.samples|n]] network calls for each
-side, but no gradients.
+side, but no gradients. Of Linear-AcT only this form is in this
+table, the other seed's and the preferences.
 
 [[if:again.compared]]
 ## With another seed
@@ -197,6 +205,9 @@ the prompt shows what can be asked; the control says how often the second one is
 
 ## Other words
 
+[[counts.study_scenes|n]] scenes each, so the usual name is measured on them anew. The tokenizer takes a misspelt word for
+the nearest one that it knows: where it finds the right one, swapped letters change nothing at all.
+
 [[table:wordings]]
 
 ## Other seeds
@@ -212,7 +223,7 @@ compare with prompting.
 Same scene, same noise, both at the strengths chosen; a tie counts half. The judges were made differently: the judge
 network (probability of the concept, the subject and the colour together), the renderer (which picture is nearer to the
 render of the same truth) and, where it has been trained, a second network of another architecture, from other renders.
-None is a person.
+None is a person, and prompting is nearly perfect here by construction.
 
 [[table:preference]]
 
@@ -224,7 +235,8 @@ None is a person.
 
 Medians of the same run, on the machine that ran it; fits read from a cache ([[counts.fits_cached|n]] of
 [[counts.fits|n]] here) do not count. Predicting against
-[[fit.steps_long|n]] steps of LinEAS: [[speed.ratio|x]] as fast. More in [performance](performance.md).
+[[fit.steps_long|n]] steps of LinEAS: [[speed.ratio|x]] as fast. More in [performance](performance.md), whose ratio is another:
+a run of its own, with the fit extrapolated from a few steps.
 
 ## Gallery
 
@@ -245,9 +257,11 @@ By the share of pictures right in concept, subject and colour, then by the judge
 Everything above is about one hypernetwork; its intervals are over concepts, not over trainings. Other seeds, numbers of
 training concepts, samples, site sets, the Perceiver hypernetwork and ablations are trainings of their own: each is
 trained by [`train_hypernet.py`](training.md), measured by `python -m hypertransport_core evaluate --hypernetwork FILE --json
-REPORT`, and named here by `results --from FOLDER --also GROUP/NAME=REPORT`. Compare them within their table: a training of
+REPORT`, and named here by `results --from FOLDER --also GROUP/NAME=REPORT`. A report may have other scenes than this page, or
+fewer, so compare its shares with those above roughly only. Numbers of training concepts count
+[variations](postcard.md#what-is-on-a-postcard) too. Compare them within their table: a training of
 a few hundred steps says what is learned fast, not where a whole one ends; all have the settings that were chosen for the
-MLP with all training concepts.
+MLP with all training concepts. What was made of them stands in [training](training.md).
 
 [[table:also]]
 

@@ -22,10 +22,9 @@ from .config_text import parse_value, read_config
 from .data import DataFolder
 from .distribution import Elsewhere, Group, join
 from .interruption import Interrupted
-from .memory import check_memory
 from .presets import preset
 from .progress import log
-from .stages import STAGES, describe, run_stages, save_settings
+from .stages import STAGES, check_plan, describe, run_stages, save_settings
 from .states import States, TrainingError, disk_is_full
 
 REFUSALS = (
@@ -177,7 +176,7 @@ def _run(arguments: argparse.Namespace, config: TrainingConfig, group: Group) ->
         if arguments.dry_run:
             data = DataFolder(config.data or Path(config.output) / "data", world, config)
             describe(world, data)
-            check_memory(world, data, config, stages)
+            check_plan(world, data, config, stages)
     if arguments.dry_run:
         return
     with group.together():

@@ -34,9 +34,8 @@ class Teachers:
         """means: of the run's embeddings. Raises ConfigError for teachers that do not fit the run, FileError for files
         that cannot be read or were made for another model or encoder."""
         world, device = data.world, network_device(data.world)
-        self.files: list[HypernetworkFile] = []
-        for name in config.teacher_files():
-            found = load_hypernetwork(Path(name))
+        self.files = read_teachers(data, config)
+        for found in self.files:
             check_fits(
                 found.header,
                 found.path,
@@ -45,9 +44,8 @@ class Teachers:
                 encoder_id=world.encoder.encoder_id,
                 encoder_width=world.encoder.width,
             )
-            _check(found, data, config, means)
+            _check_means(found, means)
             found.hypernetwork.to(device)
-            self.files.append(found)
         units = FreeMaps(data.sites, steps=config.hypernetwork_options()["steps"])
         units.set_source(*data.source())
         self.mean, self.std = units.source_mean.to(device), units.source_std.to(device)
@@ -79,15 +77,23 @@ class Teachers:
         return {"loss": float(loss.detach()), "transport": 0.0, "paired": 0.0}
 
 
-def _check(found: HypernetworkFile, data: DataFolder, config: TrainingConfig, means: dict[str, Tensor]) -> None:
-    """Raise ConfigError unless a teacher's maps are for the run's sites and steps, and its embeddings centred alike."""
-    network, steps = found.hypernetwork, config.hypernetwork_options()["steps"]
-    if network.sites != data.sites or network.steps != steps:
-        raise ConfigError(
-            f"The teacher {found.path} has {len(network.sites)} sites ({network.channels} channels) and maps for {network.steps} "
-            f"step(s), expected the run's {len(data.sites)} sites and {steps}: set site_set, pattern and maps_per_step as it "
-            "was trained with, or choose another."
-        )
+def read_teachers(data: DataFolder, config: TrainingConfig) -> list[HypernetworkFile]:
+    """The run's teachers, before anything is collected. Raises ConfigError unless their maps are for the run's sites and
+    steps, FileError for files that cannot be read."""
+    files, steps = [load_hypernetwork(Path(name)) for name in config.teacher_files()], config.hypernetwork_options()["steps"]
+    for found in files:
+        network = found.hypernetwork
+        if network.sites != data.sites or network.steps != steps:
+            raise ConfigError(
+                f"The teacher {found.path} has {len(network.sites)} sites ({network.channels} channels) and maps for "
+                f"{network.steps} step(s), expected the run's {len(data.sites)} sites and {steps}: set site_set, pattern and "
+                "maps_per_step as it was trained with, or choose another."
+            )
+    return files
+
+
+def _check_means(found: HypernetworkFile, means: dict[str, Tensor]) -> None:
+    """Raise ConfigError unless a teacher centres embeddings as the run does."""
     alike = means.keys() == found.means.keys() and all(
         float((mean.cpu() - found.means[name]).norm()) <= SAME_MEANS * float(mean.norm()) for name, mean in means.items()
     )

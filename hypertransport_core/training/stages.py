@@ -11,10 +11,12 @@ import torch
 
 from .. import __version__
 from ..concepts import Concept
+from ..encoders.concept import unknown_words
 from ..files import write_atomically
 from ..sites import total_channels
 from .config import TrainingConfig
 from .data import DataFolder, network_device
+from .distilling import read_teachers
 from .distribution import Group
 from .export import evaluate, export
 from .interruption import Interruption
@@ -45,7 +47,7 @@ def run_stages(
             data = DataFolder(config.data or run / "data", world, config)
         describe(world, data)
         with group.together():
-            check_memory(world, data, config, stages)
+            check_plan(world, data, config, stages)
         if group.count > 1:
             log.info("%d processes work together", group.count)
         group.same(_common(data, config), "start all with the same settings, files and versions")
@@ -65,6 +67,13 @@ def run_stages(
             interruption.stop_if_requested("Stopped after the evaluation; continue with --stage export.")
         if "export" in stages:
             export(world, data, config, run)
+
+
+def check_plan(world: World, data: DataFolder, config: TrainingConfig, stages: Sequence[str]) -> None:
+    """Whatever can be known to fail before anything is collected: teachers, disk, memory. Raises ConfigError, FileError."""
+    if "train" in stages:
+        read_teachers(data, config)
+    check_memory(world, data, config, stages)
 
 
 def describe(world: World, data: DataFolder) -> None:
@@ -90,6 +99,16 @@ def describe(world: World, data: DataFolder) -> None:
         len(concepts.heldout),
         len(world.scenes),
     )
+    untaught = {c.name: words for c in concepts.everything if (words := unknown_words(world.encoder, c.name))}
+    if untaught:
+        name, words = next(iter(untaught.items()))
+        log.warning(
+            "concepts with words that the encoder was never taught: %d, such as '%s' in '%s'; nothing can be learned of these "
+            "words: write them otherwise or leave the concepts out",
+            len(untaught),
+            words[0],
+            name,
+        )
 
 
 def _common(data: DataFolder, config: TrainingConfig) -> dict[str, object]:

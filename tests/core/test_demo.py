@@ -28,6 +28,16 @@ def pixels(path: Path) -> numpy.ndarray:
         return numpy.array(image)
 
 
+def test_words_of_a_prompt_that_were_never_taught_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = ("--concept", "neon", "--strength", "1")
+    assert run(folder, tmp_path / "a", "--prompt", "a red quasarfoobar", *some) == 0
+    assert "never taught 'quasarfoobar' in a prompt" in capsys.readouterr().err
+    assert run(folder, tmp_path / "b", "--prompt", "a red house", *some) == 0
+    assert not capsys.readouterr().err
+
+
 def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
     """The one sentence on stderr of a refused command."""
     printed = capsys.readouterr()

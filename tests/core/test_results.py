@@ -13,7 +13,7 @@ from PIL import Image
 
 from hypertransport_core.commands import main, results
 from hypertransport_core.commands.results import settings_of
-from hypertransport_core.evaluation import charts, other_seeds, page as page_module, stored, studies as studies_module
+from hypertransport_core.evaluation import charts, other_runs, other_seeds, page as page_module, stored, studies as studies_module
 from hypertransport_core.evaluation.methods import EVERY
 from hypertransport_core.evaluation.other_seeds import MEASURES
 from hypertransport_core.evaluation.page_tables import TABLES
@@ -103,6 +103,16 @@ def test_where_a_method_has_fewer_concepts_the_page_says_how_to_compare(run: tup
     assert "counts.fewer" not in flat and "are few because" not in page_module.page(flat, [])
     text = page_module.page(flat | {"counts.fewer": 1}, [])
     assert "are few because one fit takes\nminutes" in text and "\n\n*LinEAS*: " in text
+
+
+def test_differences_are_points_and_open_intervals_stay_open(run: tuple[Path, Path]) -> None:
+    key, often = "versus.lineas_1000.concept", "preference.prompting.network.times"
+    known = {key: -0.09, f"interval.{key}": [-0.16, -0.01], often: 5.0, f"interval.{often}": [2.0, None]}
+    text = page_module.page(numbers(run[1]) | known, [])
+    assert "| at least 0 points | -9 (-16 to -1) | **no** |" in text and "| 5.00 (2.00 to always) |" in text
+    known |= {key: 0.0, f"interval.{often}": [2.0, 9.0]}
+    text = page_module.page(numbers(run[1]) | known, [])
+    assert "| at least 0 points | +0 (-16 to -1) | yes |" in text and "| 5.00 (2.00 to 9.00) |" in text
 
 
 def test_without_a_second_clip_the_page_says_how_to_train_one(run: tuple[Path, Path]) -> None:
@@ -242,6 +252,8 @@ def test_other_trainings_get_their_tables_and_curves(run: tuple[Path, Path], tmp
     assert text.index("| 1 | ") < text.index("| 2 | ") and text.index("| 25 | ") < text.index("| 100 | ")
     assert "| 75 % (65 to 85) |" in text and "| 25 | 1,234 | " in text and "**mean (smallest to largest)** |  |  |  | 50 % (25 to 75) |" in text
     assert "**mean (smallest to largest)** |  |  |  | 75 % (75 to 75) |" in text  # of seeds of another kind
+    rows = dict(line.split(",", 1) for line in (output / "results.csv").read_text(encoding="utf-8").splitlines())
+    assert rows["also.seeds.1.ours_text.concept"].endswith(f",{other_runs.COMMAND}")
     assert "(results/curve-1.png)" in text and (output / "results" / "curve-1.png").is_file()
     assert not (output / "results" / "curve-2.png").exists()  # seeds are names, not amounts
     for word in ("training concepts/7", "seed/9"):  # a group is replaced as a whole, the others stay
@@ -258,7 +270,7 @@ def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_pa
     kept = tmp_path / "kept"
     stored.save(kept, page | verdicts, stored.load(run[0] / "kept").pictures or {})
     other = tmp_path / "other.json"
-    changed = {"counts.seed": 7, "heldout.prompting.concept": 0.625, "interval.heldout.prompting.concept": [0.5, 0.75],
+    changed = {"command": "results --seed 7", "counts.seed": 7, "heldout.prompting.concept": 0.625, "interval.heldout.prompting.concept": [0.5, 0.75],
                "versus.mean_act.joint.verdict": "wins", "versus.mean_act.joint": 0.25, "interval.versus.mean_act.joint": [0.1, 0.4]}
     other.write_text(json.dumps(page | verdicts | changed))
     output = tmp_path / "docs"
@@ -270,11 +282,15 @@ def test_another_seed_says_which_conclusions_hold(run: tuple[Path, Path], tmp_pa
     assert "Mean-AcT, all three (ties / wins)." in part and f"| seed {page['counts.seed']} | seed 7 |" in part
     assert "| 62 % (50 to 75) |" in part and "| **wins** +25 (+10 to +40) |" in part
     assert flat["again.7.heldout.prompting.concept"] == 0.625 and flat["heldout.prompting.concept"] == page["heldout.prompting.concept"]
-    assert f"Run again: `{page['command']}`." in part and "- **Another seed**" not in text
+    assert "Run again: `results --seed 7`." in part and "- **Another seed**" not in text
+    assert "\nOf 12 such verdicts, one per method and measure, 11 were" in text
     strength = page["best.ours_text.strength"]
-    assert flat["again.7.best.ours_text.strength"] == strength and "strength chosen" not in part, "none differs"
+    assert flat["again.7.best.ours_text.strength"] == strength and "strength chosen, where" not in part, "none differs"
     moved = page_module.page(flat | {"again.7.best.ours_text.strength": 0.125}, [])
     assert f"| HyperTransport, words | {strength:g} | 0.125 |" in moved
+    rows = dict(line.split(",", 1) for line in (output / "results.csv").read_text(encoding="utf-8").splitlines())
+    assert rows["again.7.versus.mean_act.joint"].endswith(",results --seed 7")
+    assert page["command"] in rows["heldout.prompting.concept"]
     # Drawn again from the page itself they stay; named anew, only what is named is there.
     assert main(["results", "--output", str(output), "--from", str(output)]) == 0
     assert (output / "results.md").read_text(encoding="utf-8") == text

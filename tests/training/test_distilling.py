@@ -201,6 +201,9 @@ def test_other_refusals(tmp_path, teachers, train, capsys):
     assert TrainingConfig(teachers=" a.safetensors,, b ").teacher_files() == ["a.safetensors", "b"]
     assert train(tmp_path / "run", "--teachers", tmp_path / "nowhere.safetensors", "--data", teachers[0]) == 1
     assert "nowhere.safetensors" in capsys.readouterr().err
+    for extra in (("--dry-run",), ()):  # before an hour of collecting, not after it
+        assert train(tmp_path / "fresh", "--teachers", tmp_path / "nowhere.safetensors", *extra) == 1
+        assert "nowhere.safetensors" in capsys.readouterr().err and not list(tmp_path.glob("fresh/data/*"))
     one = student(tmp_path / "again", teachers)
     with pytest.raises(ConfigError, match="other means"):
         Teachers(one.data, one.config, {name: mean + 0.1 for name, mean in one.bank.means.items()})

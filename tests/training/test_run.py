@@ -342,6 +342,15 @@ def test_dry_run_writes_nothing(tmp_path, train):
     assert not (tmp_path / "run").exists()
 
 
+def test_concepts_in_words_that_were_never_taught_are_named(tmp_path, caplog):
+    entries = [{"name": "azure wash", "part": "train"}, {"name": "quasarfoobar wash", "part": "train"}]
+    (tmp_path / "list.json").write_text(json.dumps(entries + [{"name": "neon", "part": "validation"}]))
+    arguments = ["--preset", "postcard", "--output", tmp_path / "run", "--concepts", tmp_path / "list.json", "--dry-run"]
+    with caplog.at_level("INFO", "hypertransport.training"):
+        assert cli.main(list(map(str, arguments))) == 0
+    assert "was never taught: 1, such as 'quasarfoobar' in 'quasarfoobar wash'; " in caplog.text
+
+
 def test_fewer_concepts_can_be_trained_on(tmp_path, train, caplog):
     with caplog.at_level("INFO", "hypertransport.training"):
         assert train(tmp_path / "run", "--dry-run", "--training-concepts", 5) == 0

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from ..files import FileError
 
@@ -26,17 +26,19 @@ class CommandError(ValueError):
     """A command line that cannot be carried out; the message is one sentence with the cure."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse that refuses in one sentence, without repeating all options."""
 
+    status: ClassVar[int] = USER_ERROR
+
     def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{sentence(message)} See `{self.prog} --help`.\n")
+        self.exit(self.status, f"{sentence(message)} See `{self.prog} --help`.\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 2 refused in one sentence, 130 stopped with Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(
+    parser = Parser(
         prog="python -m hypertransport_core",
         description="HyperTransport: steer a text-to-image model with concepts, without fitting.",
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backbones.host import HostBackboneError, HostError
+from ..commands import Parser
 from ..concepts import ConceptError
 from ..encoders.base import EncoderError
 from ..files import FileError
@@ -43,9 +44,13 @@ REFUSALS = (
 OF_THE_RUN = ("output",)
 
 
+class _Parser(Parser):
+    status = 1  # as of every other refusal of this command
+
+
 def parser() -> argparse.ArgumentParser:
     """All flags: a few of the command, and one for every setting."""
-    out = argparse.ArgumentParser(
+    out = _Parser(
         prog="train_hypernet.py",
         description="From concepts to a hypernetwork's weights file: collect, train, evaluate, export.",
         epilog="Ctrl-C saves and stops; --resume latest goes on.",

@@ -154,3 +154,11 @@ def test_bf16_is_for_devices_that_are_faster_in_it(
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
     assert precision_of(TrainingConfig(precision=precision), torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("arguments", [("--stage", "nope"), ("--nowhere", "1")])
+def test_a_command_line_that_cannot_be_read_is_one_sentence(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    text = capsys.readouterr().err.strip()
+    assert stop.value.code == 1 and "\n" not in text and arguments[0] in text and text.endswith("`train_hypernet.py --help`.")

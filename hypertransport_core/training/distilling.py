@@ -36,14 +36,8 @@ class Teachers:
         world, device = data.world, network_device(data.world)
         self.files = read_teachers(data, config)
         for found in self.files:
-            check_fits(
-                found.header,
-                found.path,
-                network=world.backbone.network,
-                family=world.backbone.family,
-                encoder_id=world.encoder.encoder_id,
-                encoder_width=world.encoder.width,
-            )
+            encoder = world.encoder
+            check_fits(found.header, found.path, encoder_id=encoder.encoder_id, encoder_width=encoder.width)
             _check_means(found, means)
             found.hypernetwork.to(device)
         units = FreeMaps(data.sites, steps=config.hypernetwork_options()["steps"])
@@ -79,9 +73,11 @@ class Teachers:
 
 def read_teachers(data: DataFolder, config: TrainingConfig) -> list[HypernetworkFile]:
     """The run's teachers, before anything is collected. Raises ConfigError unless their maps are for the run's sites and
-    steps, FileError for files that cannot be read."""
+    steps, FileError for files that cannot be read or were made for another model."""
     files, steps = [load_hypernetwork(Path(name)) for name in config.teacher_files()], config.hypernetwork_options()["steps"]
+    backbone = data.world.backbone
     for found in files:
+        check_fits(found.header, found.path, network=backbone.network, family=backbone.family)
         network = found.hypernetwork
         if network.sites != data.sites or network.steps != steps:
             raise ConfigError(

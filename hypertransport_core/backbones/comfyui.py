@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import files
-from ..postcard.clip import TEXT_WIDTH, PostcardCLIP, WordTokenizer, words_of
+from ..postcard.clip import TEXT_WIDTH, PostcardCLIP, WordTokenizer, read_over, words_of
 from ..postcard.model import KIND, PATCH, TIMESTEPS
 from ..postcard.unet import UNetConfig
 
@@ -176,7 +176,7 @@ class PostcardTokenizer:
     def _report(self, words: Sequence[tuple[str, float]]) -> None:
         unknown = [word for word, _ in words if self.words.word_id(word) == self.words.unknown_id]
         if unknown:
-            logging.warning("Postcard was never taught %s in a prompt, and reads over it.", ", ".join(repr(word) for word in unknown))
+            logging.warning("%s", read_over(unknown))
         if len(words) > self.words.length - 2:
             logging.warning("Postcard reads %d words of a prompt, the last %d are left out.", self.words.length - 2,
                             len(words) - self.words.length + 2)

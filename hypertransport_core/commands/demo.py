@@ -103,8 +103,9 @@ def run(options: argparse.Namespace) -> int:
     loaded = time.monotonic()
     untaught = pipeline.unknown_words(options.prompt)
     if untaught:  # a concept with such a word is refused; a scene says more than one thing, and the rest is drawn
-        named = ", ".join(repr(word) for word in untaught)
-        print(f"Postcard was never taught {named} in a prompt, and reads over it.", file=sys.stderr)
+        from ..postcard.clip import read_over
+
+        print(read_over(untaught), file=sys.stderr)
     sources = gather(pipeline, options)
     asked = time.monotonic()
     maps = [pipeline.maps(source.embedding) for source in sources]

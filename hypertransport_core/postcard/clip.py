@@ -100,6 +100,11 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def read_over(words: Sequence[str]) -> str:
+    """What a user is told of words in a prompt that the CLIP was never taught."""
+    return f"Postcard was never taught {', '.join(map(repr, words))} in a prompt, and reads over it."
+
+
 def edit_distance(first: str, second: str, limit: int) -> int:
     """Insertions, deletions, replacements and swaps of neighbours from one word to the other, counted up to `limit`."""
     before: list[int] = []
